@@ -1,0 +1,31 @@
+"""ResNet, with the stem in its name, because at small images the stem decides more than the depth.
+
+    resnet/18-7x7   7x7 convolution of stride 2, then max-pool: ImageNet's, and the paper's at 64 px
+    resnet/18-3x3   3x3 convolution of stride 1, no pool: 16 times the resolution and the work
+
+He et al. 2016, https://arxiv.org/abs/1512.03385; the 3x3 stem as in Chen et al. 2020, appendix B.9
+"""
+
+VARIANTS = ("18-3x3", "18-7x7", "50-3x3", "50-7x7")
+
+
+def check(variant: str, image_size: int) -> list[str]:
+    if variant in VARIANTS:
+        return []
+    return [f"no resnet/{variant}: choose from {', '.join(f'resnet/{v}' for v in VARIANTS)}"]
+
+
+def build(variant: str, image_size: int):
+    import timm
+    from torch import nn
+
+    if problems := check(variant, image_size):
+        raise ValueError(problems[0])
+    depth, stem = variant.split("-")
+    model = timm.create_model(f"resnet{depth}", num_classes=0)
+    if stem == "3x3":
+        model.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    model.dim = model.num_features
+    return model

@@ -1,0 +1,358 @@
+"""The front desk: verbs, and where things are. What is computed is in the sweep file alone."""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which self-supervised pretraining for my medical images? One sweep, one table.",
+)
+data_app = typer.Typer(
+    no_args_is_help=True, help="The image files: which there are, fetch, verify."
+)
+app.add_typer(data_app, name="data")
+
+SweepFile = Annotated[
+    Path, typer.Argument(metavar="SWEEP", help="Python file with sweep() -> Sweep.")
+]
+StoreOption = Annotated[
+    Path, typer.Option("--store", envvar="MEDSSL_STORE", help="Folder of everything that is kept.")
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", envvar="MEDMNIST_ROOT", help="Folder of the MedMNIST files."),
+]
+STORE = Path("medssl-store")
+
+
+class Format(StrEnum):
+    terminal = "terminal"
+    markdown = "markdown"
+    latex = "latex"
+    csv = "csv"
+    parquet = "parquet"
+
+
+@app.command()
+def run(sweep: SweepFile, store: StoreOption = STORE, data: DataOption = None) -> None:
+    """Measure every cell that has no result yet. Run it again to resume, or to add cells."""
+    with _sentences():
+        raise typer.Exit(_run(sweep, store, data))
+
+
+@app.command()
+def plan(sweep: SweepFile, store: StoreOption = STORE, data: DataOption = None) -> None:
+    """What `run` would do: encoders, cells, what is done, what is missing, files not found."""
+    with _sentences():
+        from medssl import plan as planning
+        from medssl.store import Store
+
+        kept = Store(store)
+        found = planning.make(planning.load(sweep), kept, data)
+        _show_plan(found, kept)
+        raise typer.Exit(2 if found.problems else 0)
+
+
+@app.command()
+def status(sweep: SweepFile, store: StoreOption = STORE) -> None:
+    """How far a sweep is, from any terminal or machine that sees the store."""
+    with _sentences():
+        from medssl import plan as planning
+        from medssl import status as state
+        from medssl import watch
+        from medssl.store import Store
+
+        cells = planning.load(sweep).cells()
+        _console().print(watch.render(state.read(cells, Store(store))))
+
+
+@app.command()
+def table(
+    sweep: SweepFile,
+    store: StoreOption = STORE,
+    metric: Annotated[str, typer.Option(help="auroc, accuracy, balanced_accuracy, ...")] = "auroc",
+    format: Annotated[Format, typer.Option(help="csv and parquet hold every row and metric.")] = (
+        Format.terminal
+    ),
+    out: Annotated[Path | None, typer.Option(help="File to write; else to the terminal.")] = None,
+) -> None:
+    """The sweep's results as a table, or as a file to go on with."""
+    with _sentences():
+        _table(sweep, store, metric, format, out)
+
+
+@app.command()
+def ui(
+    store: StoreOption = STORE,
+    port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000,
+) -> None:
+    """Open MLflow on the store: curves, parameters, figures."""
+    with _sentences():
+        from medssl import tracking
+        from medssl.store import Store
+
+        address = tracking.uri(Store(store))
+        if address.startswith("http"):
+            typer.echo(f"MLflow is at {address} (MLFLOW_TRACKING_URI)")
+            return
+        if not (store / "mlflow.db").exists():
+            raise ValueError(f"no MLflow data in {store.resolve()}: run a sweep first")
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address]
+        command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        typer.echo(f"MLflow on {store.resolve()}: http://127.0.0.1:{port} (Ctrl-C to stop)")
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with contextlib.suppress(KeyboardInterrupt):
+            raise typer.Exit(subprocess.call(command, env={**os.environ, **quiet}))
+
+
+@data_app.command("list")
+def data_list(data: DataOption = None) -> None:
+    """Every dataset, and at which sizes its file is here."""
+    with _sentences():
+        from rich.table import Table
+
+        from medssl import datasets, registry
+
+        shown = Table("dataset", "28", "64", "128", "224", box=None, header_style="bold")
+        for family in registry.names("datasets"):
+            for name in registry.load("datasets", family).names():
+                sizes = (28, 64, 128, 224)
+                here = [not datasets.check(f"{family}/{name}", s, data) for s in sizes]
+                shown.add_row(f"{family}/{name}", *("here" if h else "-" for h in here))
+        _console().print(shown)
+
+
+@data_app.command("verify")
+def data_verify(data: DataOption = None) -> None:
+    """Hash every MedMNIST file that is here, and say which are not the published ones."""
+    with _sentences():
+        from medssl.datasets import medmnist
+
+        wrong = checked = 0
+        for name in medmnist.names():
+            for size in medmnist.SIZES:
+                if medmnist.check(name, size, data):
+                    continue
+                checked += 1
+                try:
+                    medmnist.verify(name, size, data)
+                    typer.echo(f"ok    medmnist/{name} at {size} px")
+                except ValueError as problem:
+                    wrong += 1
+                    typer.echo(f"WRONG {problem}")
+        typer.echo(f"{checked} files in {medmnist.folder(data)}, {wrong} wrong")
+        raise typer.Exit(1 if wrong else 0)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    names: Annotated[list[str], typer.Argument(help="medmnist/pathmnist, ...")],
+    size: Annotated[int, typer.Option(help="28, 64, 128 or 224 pixels.")] = 28,
+    data: DataOption = None,
+) -> None:
+    """Download datasets from their official source, and verify them."""
+    with _sentences():
+        from medssl import datasets
+
+        for name in names:
+            datasets.ready(name, size, data)
+            typer.echo(f"ok {name} at {size} px")
+
+
+def main() -> None:
+    app()
+
+
+def script(file: str) -> None:
+    """`python sweeps/X.py [--store ...]` is `medssl run sweeps/X.py [--store ...]`."""
+    sys.argv = ["medssl", "run", file, *sys.argv[1:]]
+    main()
+
+
+def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
+    from medssl import plan as planning
+    from medssl import results, sweep, tracking, watch
+    from medssl import status as state
+    from medssl.store import Store
+
+    console, kept = _console(), Store(store)
+    plan = planning.make(planning.load(sweep_file), kept, data)
+    _show_plan(plan, kept, brief=True)
+    if plan.problems:
+        return 2
+    if failed := planning.ready(plan, data):
+        for sentence in failed:
+            console.print(f"[red]{_plain(sentence)}[/red]", soft_wrap=True)
+        console.print("Nothing was started.")
+        return 2
+    code = planning.code_version()
+    mirror = tracking.Mirror(plan.sweep.name, kept, _figures(kept), code)
+
+    def read() -> state.Status:
+        return state.read(plan.cells, kept)
+
+    lost, interrupted = {}, False
+    if plan.missing:
+        stop = threading.Event()
+        beside = [
+            threading.Thread(target=watch.follow, args=(read, stop, console), daemon=True),
+            threading.Thread(target=_mirror, args=(mirror, read, stop), daemon=True),
+        ]
+        for thread in beside:
+            thread.start()
+        try:
+            outcome = sweep.run(plan.missing, kept, data, code, plan.sweep.resources)
+            lost, interrupted = outcome.lost, outcome.interrupted
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            stop.set()
+            for thread in beside:
+                thread.join(timeout=60)
+    end = read()
+    mirror.sync(end)
+    _table(sweep_file, store, "auroc", Format.terminal, None)
+    missing = len(results.missing(plan.cells, kept))
+    for trial in end.trials:
+        if trial.done < len(trial.cells) and (trial.state == "failed" or trial.spec.id in lost):
+            why = watch.reason(trial) if trial.state == "failed" else lost[trial.spec.id]
+            console.print(
+                f"[red]failed[/red] {trial.spec.method} on {trial.spec.dataset}, "
+                f"{trial.spec.backbone}, seed {trial.spec.seed}: {_plain(why)}\n"
+                f"       log: {kept.root}/logs/{trial.spec.id}.log",
+                soft_wrap=True,
+            )
+    console.print(f"\nstore   {kept.root}", soft_wrap=True, highlight=False)
+    console.print(f"curves  medssl ui --store {shlex.quote(str(store))}", soft_wrap=True)
+    if mirror.trouble:
+        console.print(f"[yellow]MLflow is behind[/yellow] ({_plain(mirror.trouble)}): run again")
+    if interrupted:
+        console.print(f"Interrupted with {missing} cells missing; run the same again to go on.")
+        return 130
+    if missing:
+        console.print(f"[red]{missing} of {len(plan.cells)} cells have no result.[/red]")
+        return 1
+    return 0
+
+
+def _mirror(mirror, read, stop: threading.Event) -> None:
+    while not stop.wait(5):
+        mirror.sync(read())
+
+
+def _figures(kept):
+    from medssl import results
+    from medssl.report import figures
+
+    def of(trial):
+        rows = results.table(kept, trial.cells).to_pylist()
+        return figures.of_encoder(trial.said.get("curve", []), rows)
+
+    return of
+
+
+def _table(sweep_file: Path, store: Path, metric: str, format: Format, out: Path | None) -> None:
+    from medssl import plan as planning
+    from medssl import results
+    from medssl.report import tables
+    from medssl.store import Store
+
+    found = results.table(Store(store), planning.load(sweep_file).cells())
+    if format in (Format.csv, Format.parquet):
+        if out is None:
+            raise ValueError(f"--format {format} writes a file: name it with --out FILE")
+        if out.suffix != f".{format}":
+            raise ValueError(f"--out {out} does not end in .{format}")
+        results.export(found, out)
+        typer.echo(f"{found.num_rows} rows in {out}")
+        return
+    if not found.num_rows:
+        typer.echo("no results yet")
+        return
+    rows = found.to_pylist()
+    known = sorted({row["metric"] for row in rows})
+    if metric not in known:
+        raise ValueError(f"no metric {metric!r} in this sweep: choose from {', '.join(known)}")
+    found = tables.summaries(rows, metric)
+    if format is Format.terminal and out is None:
+        for one in found:
+            _console().print(_grid(one))
+        for caption in dict.fromkeys(one.caption for one in found):
+            _console().print(caption, style="dim", highlight=False)
+        return
+    text = tables.latex(found) if format is Format.latex else tables.markdown(found)
+    if out is None:
+        typer.echo(text)
+    else:
+        out.write_text(text)
+
+
+def _grid(table):
+    """A table of report/ as rich draws it."""
+    from rich.table import Table
+
+    shown = Table(title=table.title, header_style="bold", title_style="bold", title_justify="left")
+    for name in table.header:
+        shown.add_column(name, justify="right" if name.endswith("%") else "left", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
+
+
+def _show_plan(plan, kept, brief: bool = False) -> None:
+    from medssl.spec import NONE
+
+    console = _console()
+    pretrain = plan.to_pretrain(kept)
+    done = len(plan.cells) - len(plan.missing)
+    console.print(
+        f"{plan.sweep.name}: {plan.encoders} encoders, {len(plan.cells)} cells, {done} done, "
+        f"{len(plan.missing)} missing" + (f"; {pretrain} encoders to make" if pretrain else ""),
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not brief:
+        for axis in ("method", "dataset", "backbone", "init", "views", "seed"):
+            values = dict.fromkeys(str(getattr(cell.encoder, axis)) for cell in plan.cells)
+            values.pop(NONE if axis == "views" else None, None)
+            console.print(f"  {axis:9} {', '.join(values)}", highlight=False, soft_wrap=True)
+    for why, count in plan.sweep.dropped().items():
+        console.print(f"  dropped {count} cells: {_plain(why)}", soft_wrap=True)
+    for problem in plan.problems:
+        console.print(f"  [red]wrong[/red] {_plain(problem)}", soft_wrap=True, highlight=False)
+    if not brief:
+        for sentence in plan.absent:
+            console.print(f"  [yellow]absent[/yellow] {_plain(sentence)}", soft_wrap=True)
+
+
+def _console():
+    from rich.console import Console
+
+    return Console()
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+@contextlib.contextmanager
+def _sentences():
+    """What a user did wrong is a sentence and exit code 2, not a traceback."""
+    try:
+        yield
+    except ValueError as problem:
+        typer.echo(f"medssl: {problem}", err=True)
+        raise typer.Exit(2) from None

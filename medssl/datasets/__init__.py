@@ -1,0 +1,113 @@
+"""The contract of a dataset: one file, one `load`; images as they lie on disk, and how to see them.
+
+    load("medmnist/breastmnist", "train", 64) -> Images
+
+A name is FAMILY/VARIANT, and FAMILY is a file here. "medmnist/organamnist+organcmnist" is a union:
+its members' images one after another, their classes side by side.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medssl import registry
+
+# N images, H rows, W columns, C channels (1 or 3), K classes, D members of a union
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Images:
+    """One split of one dataset."""
+
+    x_NHWC: np.ndarray  # uint8, square; C = 1 where the set is grey
+    t_NK: np.ndarray  # float32, one-hot or multi-hot
+    task: str  # MedMNIST's: multi-class | binary-class | ordinal-regression | multi-label, ...
+    classes: tuple[str, ...]  # K names
+    mean_DC: np.ndarray  # float32 in [0, 1], of the training split whatever this split is
+    std_DC: np.ndarray
+    domain_N: np.ndarray  # int64, each image's row of mean_DC: its member of the union
+    md5: str  # of the file, or of the content where there is none
+
+    def __len__(self) -> int:
+        return len(self.x_NHWC)
+
+
+def load(name: str, split: str, size: int, root: Path | None = None) -> Images:
+    """`split` of dataset `name` at `size` pixels; ValueError with a remedy where it cannot be had.
+
+    `root` is the folder of the files, for families that read files.
+    """
+    family, members = parts(name)
+    module = registry.load("datasets", family)
+    found = [module.load(member, split, size, root) for member in members]
+    return found[0] if len(found) == 1 else _union(members, found)
+
+
+def check(name: str, size: int, root: Path | None = None) -> list[str]:
+    """What stands between this machine and the dataset, a sentence each. Reads no image."""
+    try:
+        family, members = parts(name)
+    except ValueError as wrong:
+        return [str(wrong)]
+    module = registry.load("datasets", family)
+    return [problem for member in members for problem in module.check(member, size, root)]
+
+
+def ready(name: str, size: int, root: Path | None = None) -> None:
+    """Fetches what is absent and verifies every file, once; ValueError with a remedy."""
+    family, members = parts(name)
+    module = registry.load("datasets", family)
+    for member in members:
+        if hasattr(module, "ready"):  # a family with files
+            module.ready(member, size, root)
+        elif problems := module.check(member, size, root):
+            raise ValueError(problems[0])
+
+
+def parts(name: str) -> tuple[str, list[str]]:
+    """("medmnist", ["organamnist", "organcmnist"]) of "medmnist/organamnist+organcmnist"."""
+    family = registry.known("datasets", name)
+    variant = name.partition("/")[2]
+    if not variant or not all(variant.split("+")):
+        raise ValueError(f"{name!r} names no dataset: write {family}/NAME, or {family}/A+B")
+    return family, variant.split("+")
+
+
+def statistics(x_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each channel, (1, C) float32 in [0, 1], exact from counts."""
+    level_256 = np.arange(256) / 255
+    mean_C, std_C = [], []
+    for c in range(x_NHWC.shape[3]):
+        share_256 = np.bincount(x_NHWC[..., c].ravel(), minlength=256) / x_NHWC[..., c].size
+        mean = (share_256 * level_256).sum()
+        mean_C.append(mean)
+        std_C.append((share_256 * (level_256 - mean) ** 2).sum() ** 0.5)
+    return np.float32([mean_C]), np.float32([std_C]).clip(min=1 / 255)
+
+
+def _union(members: list[str], found: list[Images]) -> Images:
+    channels = max(images.x_NHWC.shape[3] for images in found)
+    t_NK = np.zeros((sum(map(len, found)), sum(len(i.classes) for i in found)), np.float32)
+    row = column = 0
+    for images in found:
+        t_NK[row : row + len(images), column : column + len(images.classes)] = images.t_NK
+        row, column = row + len(images), column + len(images.classes)
+
+    def widen(a: np.ndarray) -> np.ndarray:  # grey beside colour becomes colour
+        return np.broadcast_to(a, (*a.shape[:-1], channels))
+
+    many = any(images.task.startswith("multi-label") for images in found)
+    return Images(
+        x_NHWC=np.concatenate([widen(images.x_NHWC) for images in found]),
+        t_NK=t_NK,
+        task="multi-label, binary-class" if many else "multi-class",
+        classes=tuple(f"{m}: {c}" for m, i in zip(members, found, strict=True) for c in i.classes),
+        mean_DC=np.concatenate([widen(images.mean_DC) for images in found]),
+        std_DC=np.concatenate([widen(images.std_DC) for images in found]),
+        domain_N=np.repeat(np.arange(len(found)), [len(images) for images in found]),
+        md5=hashlib.md5("+".join(i.md5 for i in found).encode()).hexdigest(),
+    )

@@ -1,0 +1,38 @@
+"""What this machine computes with: a device, the type its matrix products take, and its name.
+
+bf16 where the hardware multiplies it (any recent GPU; CPUs with AVX512-BF16 or AMX, where it halves
+the time of a step), float32 elsewhere. It changes the last digits of a result and is therefore a
+column of the table, not a setting.
+"""
+
+import platform
+
+import torch
+
+
+def pick(gpu: bool) -> torch.device:
+    """The GPU that was given to this process, or the CPU."""
+    return torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+
+
+def bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """The context in which encoders and heads run; losses are float32 inside it all the same."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16(device))
+
+
+def describe(device: torch.device) -> dict[str, str | int]:
+    """What a row says of where it was computed."""
+    cpu = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.machine()
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu} (CPU)",
+        "precision": "bf16" if bf16(device) else "float32",
+        "threads": torch.get_num_threads(),
+    }

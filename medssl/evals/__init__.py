@@ -1,0 +1,50 @@
+"""The contract of an evaluation: one file, one `Config`, one `evaluate`.
+
+    evaluate(subject, config) -> ("auroc", 0.93), ("val_auroc", 0.95), ..., ("scores", (N, K) array)
+
+A float is a metric, computed once on test; `val_` marks those on validation, which is all that a
+choice may look at. An array has a row for each test image and is kept beside the metrics, so that
+intervals and paired tests need neither the encoder nor a GPU.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from medssl.metrics import classification
+
+
+class Features(NamedTuple):
+    x_ND: Tensor  # float32, frozen encoder outputs
+    t_NK: Tensor  # float32, one-hot or multi-hot targets
+
+
+class Subject(Protocol):
+    """A pretrained encoder and its data. Features are extracted once, for every evaluation."""
+
+    task: str  # MedMNIST's: "multi-class", "binary-class", "multi-label, binary-class", ...
+
+    def features(self, split: str, dataset: str | None = None) -> Features:
+        """Frozen features of the target, or of another dataset.
+
+        "train" is cut to the cell's label fraction; "unlabeled" is the whole training split, its
+        targets withheld (NaN); "val" and "test" are whole.
+        """
+        ...
+
+    def encoder(self) -> nn.Module:
+        """A fresh copy, free to be fine-tuned."""
+        ...
+
+
+def judge(subject: Subject, predict: Callable[[Tensor], Tensor]) -> Iterator:
+    """The metrics of `predict`, x_ND -> class scores (N, K), on test and on validation."""
+    for split, prefix in (("test", ""), ("val", "val_")):
+        x_ND, t_NK = subject.features(split)
+        scores_NK = predict(x_ND).float().cpu().numpy()
+        for name, value in classification(scores_NK, t_NK.cpu().numpy(), subject.task):
+            yield prefix + name, value
+        if split == "test":
+            yield "scores", np.float32(scores_NK)

@@ -1,0 +1,73 @@
+"""What a frozen encoder says of every image: once per (encoder, dataset, split), for all to use.
+
+    uint8 images, uncropped -> normalised as in pretraining -> encoder in eval mode -> (N, D)
+
+The same normalisation as in pretraining, each image by its own set's training statistics: the
+reference code's differ between the two, which costs accuracy for no reason.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from medssl.datasets import Images
+from medssl.datasets._splits import subset
+from medssl.device import autocast
+from medssl.evals import Features
+
+# N images, B at a time, C channels, D features, K classes
+
+Load = Callable[[str, str], Features]  # (dataset, split) -> features of the whole split
+
+
+@torch.no_grad()
+def extract(encoder: nn.Module, images: Images, device: torch.device, chunk: int = 512) -> Tensor:
+    """Features (N, D) float32 on the host; `chunk` images at a time sets memory, not the answer."""
+    was_training = encoder.training
+    encoder.to(device, memory_format=torch.channels_last).eval()
+    rows = []
+    for start in range(0, len(images), chunk):
+        part = slice(start, start + chunk)
+        x_BCHW = torch.from_numpy(images.x_NHWC[part]).to(device).permute(0, 3, 1, 2) / 255
+        domain_B = images.domain_N[part]
+        mean_BC11, std_BC11 = (
+            torch.from_numpy(s[domain_B]).to(device)[:, :, None, None]
+            for s in (images.mean_DC, images.std_DC)
+        )
+        x_BCHW = ((x_BCHW - mean_BC11) / std_BC11).expand(-1, 3, -1, -1)
+        x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
+        with autocast(device):
+            rows.append(encoder(x_BCHW).float().cpu())
+    encoder.train(was_training)
+    return torch.cat(rows)
+
+
+class Judged:
+    """evals.Subject for one cell: a target dataset, and the share of its labels that is known."""
+
+    def __init__(
+        self,
+        encoder: Callable[[], nn.Module],
+        load: Load,
+        target: str,
+        task: str,
+        label_fraction: float = 1.0,
+        subset_seed: int = 0,
+    ):
+        self.task, self.target = task, target
+        self._encoder, self._load = encoder, load
+        self._fraction, self._seed = label_fraction, subset_seed
+
+    def features(self, split: str, dataset: str | None = None) -> Features:
+        whole = self._load(dataset or self.target, "train" if split == "unlabeled" else split)
+        if split == "unlabeled":
+            return Features(whole.x_ND, torch.full_like(whole.t_NK, torch.nan))
+        if split != "train" or self._fraction == 1:
+            return whole
+        keep = torch.from_numpy(subset(whole.t_NK.numpy(), self._fraction, self._seed))
+        return Features(whole.x_ND[keep], whole.t_NK[keep])
+
+    def encoder(self) -> nn.Module:
+        return copy.deepcopy(self._encoder())

@@ -1,0 +1,27 @@
+"""The contract of a pretraining method: one file, one `Config`, one `Method`.
+
+`step` takes views and nothing else. A method that wanted labels could not be written.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Step(NamedTuple):
+    loss: Tensor  # (), minimised by the trainer
+    logs: dict[str, Tensor]  # (), detached; averaged on the device and read once per epoch
+
+
+class SSLMethod(nn.Module):
+    """What a method owes the trainer. `encoder` survives pretraining; the rest is scaffolding."""
+
+    views: str  # a function in views.py
+    encoder: nn.Module  # x_BCHW -> f_BD, with .dim = D
+
+    def step(self, views: Sequence[Tensor]) -> Step:
+        raise NotImplementedError
+
+    def after_update(self, progress: float) -> None:
+        """After each optimiser step: move a teacher, rotate a queue. `progress` is in [0, 1]."""

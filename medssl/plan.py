@@ -1,0 +1,126 @@
+"""What a sweep would do, before it does it: cells done and missing, and what stands in the way.
+
+Nothing here imports torch or Ray; everything a user can get wrong in a sweep file, and every file
+that is not there, is a sentence with a remedy before any GPU time is spent.
+"""
+
+import importlib.util
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import medssl
+from medssl import datasets, registry, results, weights
+from medssl.spec import NONE, Cell, Sweep
+from medssl.store import Store
+
+
+@dataclass
+class Plan:
+    sweep: Sweep
+    cells: list[Cell]  # kept by the sweep's filters
+    missing: list[Cell]  # of those, the ones without rows
+    problems: list[str]  # wrong names and combinations: no sweep can start
+    absent: list[str]  # files that are not there: fetched, if they can be
+
+    @property
+    def encoders(self) -> int:
+        return len({cell.encoder.id for cell in self.cells})
+
+    def to_pretrain(self, store: Store) -> int:
+        """Encoders that are not in the store and that a missing cell needs."""
+        have = store.names("encoders", ".safetensors")
+        return len({c.encoder.id for c in self.missing if c.encoder.id not in have})
+
+
+def load(path: Path) -> Sweep:
+    """The `sweep()` of a Python file; ValueError where there is none."""
+    if not path.is_file():
+        raise ValueError(f"no sweep at {path}: name a Python file with a function sweep() -> Sweep")
+    spec = importlib.util.spec_from_file_location(f"medssl_sweep_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickles look their module up
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, "sweep", None)):
+        raise ValueError(f"{path} has no function sweep() -> Sweep")
+    found = module.sweep()
+    if not isinstance(found, Sweep):
+        raise ValueError(f"sweep() of {path} returned a {type(found).__name__}, not a Sweep")
+    return found
+
+
+def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
+    """Reads names in the store and looks for files; opens neither images nor weights."""
+    cells = sweep.cells()
+    if not cells:
+        raise ValueError(f"sweep {sweep.name!r} has no cells: an axis is empty, or all are dropped")
+    missing = results.missing(cells, store)
+    specs = {cell.encoder.id: cell.encoder for cell in cells}.values()
+    presets = registry.keys("views", "PRESETS")
+    problems, absent = Counter(), Counter()
+    for backbone, size in sorted({(s.backbone, s.image_size) for s in specs}):
+        problems.update(_wrong(backbone, size))
+    for views in sorted({s.views for s in specs if s.method != NONE} - set(presets)):
+        problems[f"no views {views!r}: choose from {', '.join(presets)}"] += 1
+    for init in sorted({s.init for s in specs} - set(weights.INITS)):
+        problems[f"no init {init!r}: choose from {', '.join(weights.INITS)}"] += 1
+    if not problems:
+        for name, size in needed_data(missing):
+            absent.update(datasets.check(name, size, data))
+        for backbone, init in needed_weights(missing):
+            absent.update(weights.check(backbone, init))
+    return Plan(sweep, cells, missing, list(problems), list(absent))
+
+
+def ready(plan: Plan, data: Path | None) -> list[str]:
+    """Fetches and verifies the files that missing cells need; a sentence for each that failed."""
+    failed = []
+    for name, size in needed_data(plan.missing):
+        try:
+            datasets.ready(name, size, data)
+        except ValueError as problem:
+            failed.append(str(problem))
+    for backbone, init in needed_weights(plan.missing):
+        try:
+            weights.ready(backbone, init)
+        except ValueError as problem:
+            failed.append(str(problem))
+    return failed
+
+
+def needed_data(cells: Sequence[Cell]) -> list[tuple[str, int]]:
+    """(dataset, image size) of every set that the cells pretrain on or are judged on."""
+    both = {(c.encoder.dataset, c.encoder.image_size) for c in cells}
+    return sorted(both | {(c.target, c.encoder.image_size) for c in cells})
+
+
+def needed_weights(cells: Sequence[Cell]) -> list[tuple[str, str]]:
+    return sorted({(c.encoder.backbone, c.encoder.init) for c in cells})
+
+
+def code_version() -> str:
+    """medssl's version, and the commit where it runs from a checkout: "0.1.0+3f2a9c1.dirty"."""
+    home = Path(medssl.__file__).parent
+    git = ["git", "-C", str(home), "describe", "--always", "--dirty=.dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(git, capture_output=True, text=True, timeout=10)
+        ours = subprocess.run(
+            ["git", "-C", str(home), "ls-files", "--error-unmatch", "__init__.py"],
+            capture_output=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return medssl.__version__
+    commit = found.stdout.strip()
+    checkout = found.returncode == 0 and ours.returncode == 0 and commit
+    return f"{medssl.__version__}+{commit}" if checkout else medssl.__version__
+
+
+def _wrong(backbone: str, size: int) -> list[str]:
+    try:
+        return registry.load("backbones", backbone).check(backbone.partition("/")[2], size)
+    except ValueError as problem:
+        return [str(problem)]

@@ -1,0 +1,233 @@
+"""One loop for every method: images on the device, views, step, backward, update, checkpoint.
+
+    uint8 images -> batch -> views -> method.step -> loss -> AdamW -> method.after_update
+
+Nothing in a step waits for the host: batches are cut from images that live on the device, logs are
+summed there and read once per epoch, and a loss that is not finite makes the optimiser skip its
+update (found on the device) until the epoch's end stops the run with the step range. The order of
+images is a function of (seed, epoch) and the views of (seed, step), so a run that was killed and
+resumed is, on CPU, bit for bit the run that was not.
+"""
+
+import hashlib
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from medssl import backbones, registry, views, weights
+from medssl.datasets import Images
+from medssl.device import autocast
+from medssl.spec import NONE, EncoderSpec
+
+# B images in a batch, C channels, H rows, W columns, D members of a union
+
+Report = Callable[[int, dict[str, float]], None]  # epochs done, what was logged for the last one
+
+
+class NotFinite(ArithmeticError):
+    """The loss stopped being a number. Not worth a retry: the same steps give the same end."""
+
+
+@dataclass
+class Checkpoint:
+    """Where a checkpoint goes and how often; `load` gives None where there is none."""
+
+    load: Callable[[], bytes | None]
+    save: Callable[[bytes], None]
+    every_s: float  # seconds of work that a kill may cost
+
+
+@dataclass
+class Pretrained:
+    """An encoder and what it cost. Under method "none" it is the init itself."""
+
+    encoder: nn.Module  # x_BCHW -> f_BD, with .dim
+    loaded: weights.Loaded
+    seconds: float = 0.0  # in the loop, over all attempts
+    views_per_s: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)  # one entry per epoch
+
+
+def initial(spec: EncoderSpec) -> Pretrained:
+    """The encoder before its first step, the same for every method of one seed."""
+    torch.manual_seed(spec.seed)
+    encoder = backbones.build(spec.backbone, spec.image_size)
+    return Pretrained(encoder, weights.initialise(encoder, spec.backbone, spec.init))
+
+
+def pretrain(
+    spec: EncoderSpec,
+    images: Images,
+    device: torch.device,
+    report: Report = lambda epoch, values: None,
+    checkpoint: Checkpoint | None = None,
+) -> Pretrained:
+    """The encoder after `spec.epochs` over `images`; NotFinite where the loss diverged.
+
+    A resumed run goes on from its last checkpoint, in the middle of an epoch too.
+    """
+    result = initial(spec)
+    if spec.method == NONE:
+        return result
+    module = registry.load("methods", spec.method)
+    method = module.Method(result.encoder, module.Config(**dict(spec.recipe)))
+    method.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(groups(method, spec.weight_decay), lr=0.0, fused=True)
+    make_views = getattr(views, method.views)
+    generator = torch.Generator(device)
+    x_NCHW = torch.from_numpy(images.x_NHWC).permute(0, 3, 1, 2).to(device)
+    mean_DC, std_DC, domain_N = (
+        torch.from_numpy(a).to(device) for a in (images.mean_DC, images.std_DC, images.domain_N)
+    )
+
+    batch = min(spec.batch_size, len(images))
+    per_epoch = len(images) // batch  # the incomplete last batch is left out, as the paper does
+    total = per_epoch * spec.epochs
+    step, seen, order_N = 0, Epoch.empty(device), None
+    if checkpoint and (state := checkpoint.load()):
+        step, seen, seconds, curve = restore(state, method, optimizer, device)
+        result.seconds, result.curve = seconds, curve
+    saved_at = time.monotonic()
+
+    while step < total:
+        started = time.perf_counter()
+        epoch, place = divmod(step, per_epoch)
+        if place == 0:
+            seen = Epoch.empty(device)
+        if place == 0 or order_N is None:
+            order_N = order(len(images), spec.seed, epoch).to(device)
+        picked_B = order_N[place * batch : (place + 1) * batch]
+        generator.manual_seed(number(spec.seed, "views", step))
+        domain_B = domain_N[picked_B]
+        with torch.no_grad():
+            x_views = make_views(
+                x_NCHW[picked_B], mean_DC[domain_B], std_DC[domain_B], spec.views, generator
+            )
+        seen.data_s += time.perf_counter() - started
+
+        with autocast(device):
+            loss, logs = method.step(x_views)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.found_inf = (~loss.detach().isfinite()).float()  # 1: the update is skipped
+        rate = learning_rate(spec, step, per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        method.after_update((step + 1) / total)
+        seen.add(loss.detach(), logs, optimizer.found_inf)
+
+        step += 1
+        seen.work_s += time.perf_counter() - started
+        if place + 1 == per_epoch:
+            values = seen.read(per_epoch, epoch, per_epoch * batch * len(x_views)) | {"lr": rate}
+            result.seconds += values["seconds"]
+            result.curve.append(values)
+            report(epoch + 1, values)
+        if checkpoint and time.monotonic() - saved_at >= checkpoint.every_s and step < total:
+            checkpoint.save(snapshot(step, seen, method, optimizer, result.seconds, result.curve))
+            saved_at = time.monotonic()
+
+    images_seen = total * batch * 2
+    result.views_per_s = images_seen / max(result.seconds, 1e-9)
+    return result
+
+
+@dataclass
+class Epoch:
+    """Sums over one epoch, kept on the device until its end."""
+
+    sums: dict[str, Tensor]
+    bad: Tensor  # (), how many losses were not finite
+    work_s: float = 0.0
+    data_s: float = 0.0  # of which making views
+
+    @classmethod
+    def empty(cls, device: torch.device) -> "Epoch":
+        return cls({}, torch.zeros((), device=device))
+
+    def add(self, loss: Tensor, logs: dict[str, Tensor], bad: Tensor) -> None:
+        for name, value in {"loss": loss, **logs}.items():
+            value = value.double() if value.device.type == "cpu" else value.float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.bad = self.bad + bad
+
+    def read(self, steps: int, epoch: int, views_made: int) -> dict[str, float]:
+        """Means over the epoch; the one place where the host waits for the device."""
+        waited = time.perf_counter()
+        values = {name: (total / steps).item() for name, total in self.sums.items()}
+        if bad := int(self.bad.item()):
+            raise NotFinite(
+                f"{bad} of {steps} losses of epoch {epoch + 1} (steps {epoch * steps} to "
+                f"{(epoch + 1) * steps - 1}) were not finite: lower learning_rate or lengthen "
+                f"warmup_epochs"
+            )
+        seconds = self.work_s + time.perf_counter() - waited
+        return values | {
+            "seconds": seconds,
+            "views_per_s": views_made / seconds,
+            "data_wait": self.data_s / seconds,
+        }
+
+
+def learning_rate(spec: EncoderSpec, step: int, per_epoch: int) -> float:
+    """A straight line from 1/10 to the full rate, then a half cosine to 0; stepped per update."""
+    warm, total = spec.warmup_epochs * per_epoch, spec.epochs * per_epoch
+    warm = min(warm, total / 2)  # a short run warms up for at most half of it
+    if step < warm:
+        return spec.learning_rate * (0.1 + 0.9 * step / warm)
+    return spec.learning_rate * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
+
+
+def groups(method: nn.Module, weight_decay: float) -> list[dict]:
+    """Two parameter groups: weights decay; norms, biases and tokens (one dimension) do not."""
+    trained = [p for p in method.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of the n images in this epoch, drawn on the host so that devices agree."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(number(seed, "order", epoch)))
+
+
+def number(seed: int, what: str, index: int) -> int:
+    """A seed of its own for every (seed, what, index), with no pattern between neighbours."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {what} {index}".encode()).digest()[:7])
+
+
+def snapshot(step, seen, method, optimizer, seconds, curve) -> bytes:
+    """Everything that the next step depends on, and what has been measured so far."""
+    state = {
+        "step": step,
+        "method": method.state_dict(),  # teachers and queues are buffers and parameters of it
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "epoch": {"sums": seen.sums, "bad": seen.bad, "s": (seen.work_s, seen.data_s)},
+        "seconds": seconds,
+        "curve": curve,
+    }
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
+
+
+def restore(state: bytes, method, optimizer, device) -> tuple[int, Epoch, float, list]:
+    """The inverse of `snapshot`: fills method and optimizer, sets the random state."""
+    read = torch.load(io.BytesIO(state), map_location=device, weights_only=True)
+    method.load_state_dict(read["method"])
+    optimizer.load_state_dict(read["optimizer"])
+    torch.set_rng_state(read["rng"].cpu())
+    if read["cuda_rng"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([s.cpu() for s in read["cuda_rng"]])
+    epoch = read["epoch"]
+    seen = Epoch(epoch["sums"], epoch["bad"], *epoch["s"])
+    return read["step"], seen, read["seconds"], read["curve"]

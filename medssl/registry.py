@@ -1,0 +1,57 @@
+"""The file name is the registry: method "simclr" is medssl/methods/simclr.py, and that is all.
+
+A name may carry a variant: "medmnist/pathmnist" is datasets/medmnist.py, asked for "pathmnist".
+"""
+
+import ast
+import importlib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parent
+
+
+@cache
+def names(kind: str) -> list[str]:
+    """All of "methods", "datasets", "backbones" or "evals"; files like `_ema.py` are parts."""
+    return sorted(p.stem for p in (ROOT / kind).glob("*.py") if not p.stem.startswith("_"))
+
+
+def known(kind: str, name: str) -> str:
+    """The file part of `name`; ValueError with the known names where there is no such file."""
+    file = name.split("/")[0]
+    if file not in names(kind):
+        raise ValueError(f"no {file!r} among {kind}: choose from {', '.join(names(kind))}")
+    return file
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """`load("methods", "simclr").Method` is the class in medssl/methods/simclr.py."""
+    return importlib.import_module(f"medssl.{kind}.{known(kind, name)}")
+
+
+@cache
+def config(kind: str, name: str) -> type:
+    """The `Config` of a method or evaluation, read from its file without running the file.
+
+    Ids need every default, and a plan should not wait for torch: only the class itself is executed,
+    so its fields may use nothing but the standard types. A test compares it with the imported one.
+    """
+    path = ROOT / kind / f"{known(kind, name)}.py"
+    body = ast.parse(path.read_text()).body
+    found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == "Config"]
+    scope = {"__name__": __name__, "dataclass": dataclass, "field": field}
+    exec(compile(ast.Module(found, []), str(path), "exec"), scope)
+    return scope["Config"]
+
+
+@cache
+def keys(file: str, mapping: str) -> list[str]:
+    """The keys of a dict written at the top of a file, read without running it: view presets."""
+    for node in ast.parse((ROOT / f"{file}.py").read_text()).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
+        if isinstance(target, ast.Name) and target.id == mapping:
+            return sorted(ast.literal_eval(key) for key in node.value.keys)
+    raise LookupError(f"{file}.py has no {mapping}")

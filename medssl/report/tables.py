@@ -1,0 +1,118 @@
+"""One metric of a sweep, a table per evaluation: encoders down, shares of labels across.
+
+A number is the mean over pretraining seeds, and ± their standard deviation (n - 1): how much one
+more seed would differ, not how sure the mean is. Several subset seeds are averaged first, within
+each pretraining seed. Where there is one seed there is no ±, and a cell that was not measured is a
+dash. What all encoders of a table share is in its caption.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from medssl.spec import NONE
+
+RECIPE = ("views", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs")
+AXES = ("target", "dataset", "backbone", "init", "image_size", *RECIPE, "method", "recipe")
+NOTED = ("backbone", "init", "image_size", *RECIPE)  # in the caption, where all rows share them
+
+
+@dataclass
+class Summary:
+    """Text throughout."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    caption: str
+
+
+def summaries(rows: Iterable[dict], metric: str = "auroc") -> list[Summary]:
+    """Of the results table's rows (as dicts) those of `metric`, a table per evaluation."""
+    by_eval: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for row in rows:
+        if row["metric"] == metric:
+            by_eval[row["eval"], row["settings"]].append(row)
+    names = [name for name, _ in by_eval]
+    return [
+        _summary(f"{name} {metric}" + (f" {settings}" if names.count(name) > 1 else ""), found)
+        for (name, settings), found in by_eval.items()
+    ]
+
+
+def markdown(tables: Iterable[Summary]) -> str:
+    def one(table: Summary) -> str:
+        lines = [table.header, ["---"] * len(table.header), *table.rows]
+        grid = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"**{table.title}**\n\n{grid}\n\n{table.caption}\n"
+
+    return "\n".join(map(one, tables))
+
+
+def latex(tables: Iterable[Summary]) -> str:
+    """A booktabs tabular per table, every special character escaped."""
+    special = {c: f"\\{c}" for c in "_%&#${}"} | {"±": r"$\pm$", "\\": r"\textbackslash{}"}
+
+    def line(entries: list[str]) -> str:
+        escaped = ("".join(special.get(c, c) for c in entry) for entry in entries)
+        return "  " + " & ".join(escaped) + r" \\"
+
+    def one(table: Summary) -> str:
+        columns = "".join("l" if name in AXES else "r" for name in table.header)
+        body = "\n".join(map(line, table.rows))
+        return (
+            f"% {table.title}: {table.caption}\n\\begin{{tabular}}{{{columns}}}\n  \\toprule\n"
+            f"{line(table.header)}\n  \\midrule\n{body}\n  \\bottomrule\n\\end{{tabular}}\n"
+        )
+
+    return "\n".join(map(one, tables))
+
+
+def _summary(title: str, rows: list[dict]) -> Summary:
+    shown = [axis for axis in AXES if axis in ("target", "method") or _varies(rows, axis)]
+    found: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    for row in sorted(rows, key=lambda row: targets.index(row["target"])):
+        line = tuple(_text(row, axis) for axis in shown)
+        found[line][row["label_fraction"]][row["seed"]].append(row["value"])
+    fractions = sorted({row["label_fraction"] for row in rows})
+    seeds = len({row["seed"] for row in rows})
+    same = (f"{axis} {_shared(rows, axis)}" for axis in NOTED if axis not in shown)
+    spread = f", mean ± sd over {seeds} pretraining seeds" if seeds > 1 else ", 1 pretraining seed"
+    return Summary(
+        title=title,
+        header=[*shown, *(f"{100 * f:g}%" for f in fractions)],
+        rows=[[*line, *(_number(cells[f]) for f in fractions)] for line, cells in found.items()],
+        caption=f"test split{spread}; {', '.join(same)}",
+    )
+
+
+def _varies(rows: list[dict], axis: str) -> bool:
+    """Whether the axis tells two rows of the table apart that nothing else does."""
+    if axis == "dataset":
+        return any(row["target"] != row["dataset"] for row in rows)
+    values = defaultdict(set)
+    for row in rows:
+        if not (axis in RECIPE and row["method"] == NONE):
+            values[row["method"] if axis == "recipe" else None].add(row[axis])
+    return any(len(of_one) > 1 for of_one in values.values())
+
+
+def _shared(rows: list[dict], axis: str) -> str:
+    of_pretrained = [row for row in rows if row["method"] != NONE or axis not in RECIPE]
+    return _text(of_pretrained[0], axis) if of_pretrained else "-"
+
+
+def _text(row: dict, axis: str) -> str:
+    value = row[axis]
+    if axis in RECIPE and row["method"] == NONE:
+        return "-"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _number(by_seed: dict[int, list[float]]) -> str:
+    if not by_seed:
+        return "-"
+    values = [mean(of_one) for of_one in by_seed.values()]
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

@@ -1,0 +1,119 @@
+"""The results table: one Parquet file per finished cell, so "done" and "measured" are one fact.
+
+    rows/CELL.parquet          a row per metric: the whole spec, the value, where it came from
+    predictions/CELL.parquet   a row per test image: its target, and what the evaluation kept of it
+
+A cell without a file was not measured: there is no row of a failed cell, and no 0.0 instead of one.
+"""
+
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from medssl.spec import Cell, EncoderSpec
+from medssl.store import Store
+
+_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+_SPEC = [(f.name, _TYPES.get(f.type, pa.string())) for f in fields(EncoderSpec)]
+_CELL = [(f.name, _TYPES.get(f.type, pa.string())) for f in fields(Cell) if f.name != "encoder"]
+
+ROW = pa.schema(
+    [
+        ("cell", pa.string()),  # content addresses, see spec.py
+        ("encoder", pa.string()),
+        *_SPEC,  # recipe and settings as JSON
+        *_CELL,
+        ("metric", pa.string()),  # of the test split; val_ marks the validation split
+        ("value", pa.float64()),
+        ("code", pa.string()),  # version and commit that evaluated
+        ("encoder_code", pa.string()),  # version and commit that pretrained
+        ("dataset_md5", pa.string()),  # of the files pretrained on
+        ("target_md5", pa.string()),  # of the files judged on
+        ("init_sha256", pa.string()),  # of the weights file, empty for random
+        ("device", pa.string()),
+        ("precision", pa.string()),  # of matrix products: bf16 | float32
+        ("threads", pa.int64()),
+        ("versions", pa.string()),  # of libraries, as JSON
+        ("pretrain_s", pa.float64()),  # seconds in the training loop, over all attempts
+        ("views_per_s", pa.float64()),  # while pretraining; 0 where there was none
+        ("eval_s", pa.float64()),  # seconds of this evaluation, features not included
+        ("finished_at", pa.timestamp("us", "UTC")),
+    ]
+)
+
+
+def save(
+    store: Store,
+    cell: Cell,
+    metrics: Mapping[str, float],
+    arrays: Mapping[str, np.ndarray],
+    about: Mapping[str, object],
+) -> None:
+    """Predictions first, then the rows, whose file says that the cell is done."""
+    if arrays:
+        columns = {
+            k: pa.FixedSizeListArray.from_arrays(a.ravel(), a[0].size) for k, a in arrays.items()
+        }
+        kept = pa.table(
+            {"image": pa.array(range(len(next(iter(arrays.values())))), pa.int32()), **columns}
+        )
+        store.write(f"predictions/{cell.id}.parquet", _parquet(kept))
+    spec = {f.name: getattr(cell.encoder, f.name) for f in fields(cell.encoder)}
+    spec |= {f.name: getattr(cell, f.name) for f in fields(cell) if f.name != "encoder"}
+    spec |= {k: json.dumps(dict(spec[k])) for k in ("recipe", "settings")}
+    shared = {"cell": cell.id, "encoder": cell.encoder.id, **spec, **about}
+    rows = [{**shared, "metric": metric, "value": value} for metric, value in metrics.items()]
+    store.write(f"rows/{cell.id}.parquet", _parquet(pa.Table.from_pylist(rows, schema=ROW)))
+
+
+def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
+    """The cells that have no rows yet."""
+    done = store.names("rows", ".parquet")
+    return [cell for cell in cells if cell.id not in done]
+
+
+def table(store: Store, cells: Iterable[Cell] | None = None) -> pa.Table:
+    """All rows, or those of `cells` in their order; ValueError naming a file that is broken."""
+    done = store.names("rows", ".parquet")
+    wanted = sorted(done) if cells is None else [c.id for c in cells if c.id in done]
+    parts = []
+    for cell in wanted:
+        content = store.read(f"rows/{cell}.parquet")
+        try:
+            parts.append(pq.read_table(pa.BufferReader(content), schema=ROW))
+        except pa.ArrowException as broken:
+            raise ValueError(
+                f"{store.root}/rows/{cell}.parquet cannot be read ({broken}): move it away and run "
+                f"the sweep again, which measures that one cell anew"
+            ) from None
+    return pa.concat_tables(parts) if parts else ROW.empty_table()
+
+
+def predictions(store: Store, cell: Cell) -> dict[str, np.ndarray]:
+    """What was kept of every test image: "target" (N, K) and, of a classifier, "scores" (N, K)."""
+    content = store.read(f"predictions/{cell.id}.parquet")
+    if content is None:
+        raise ValueError(f"no predictions of cell {cell.id} in {store.root}: run its sweep first")
+    read = pq.read_table(pa.BufferReader(content))
+    return {k: np.stack(read[k].to_numpy()) for k in read.column_names if k != "image"}
+
+
+def export(rows: pa.Table, path: Path) -> None:
+    """Every row, as .parquet or .csv."""
+    if path.suffix == ".csv":
+        pyarrow.csv.write_csv(rows, path)
+    else:
+        pq.write_table(rows, path)
+
+
+def _parquet(rows: pa.Table) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(rows, file)
+    return file.getvalue()

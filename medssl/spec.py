@@ -1,0 +1,197 @@
+"""What a result is a result of. A field belongs to a spec if changing it can change a number.
+
+    Sweep -> Cell(encoder: EncoderSpec, eval, target, label_fraction, subset_seed)
+
+Ids are hashes of content, so equal specs have equal names on any machine, running again is
+resuming, and an edited default renames exactly what it changes. Where a trial runs is `Resources`,
+and is in no id.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from itertools import product
+
+from medssl import registry
+
+Scalar = float | int | str | bool
+Settings = tuple[tuple[str, Scalar], ...]  # a resolved Config, as sorted pairs
+Named = str | tuple[str, Mapping[str, Scalar]]  # "simclr", or ("simclr", {"temperature": 0.1})
+
+NONE = "none"  # the method of zero epochs: the init itself, judged like any encoder
+SAME = "same"  # the target that is the encoder's own dataset
+
+
+def settings(kind: str, named: Named) -> Settings:
+    """Every field of the `Config` of a method or evaluation, its defaults overridden by `named`."""
+    name, changes = (named, {}) if isinstance(named, str) else named
+    if (kind, name) == ("methods", NONE):
+        return ()
+    config = registry.config(kind, name)
+    if unknown := set(changes) - {f.name for f in fields(config)}:
+        raise ValueError(
+            f"{name} has no setting {', '.join(map(repr, sorted(unknown)))}: "
+            f"choose from {', '.join(f.name for f in fields(config))}"
+        )
+    return tuple(sorted(asdict(config(**changes)).items()))
+
+
+class _Content:
+    """What the two specs share: numbers of one kind, and an id made of every field."""
+
+    def __post_init__(self):
+        for f in fields(self):
+            if f.type is float:  # 1 and 1.0 are one number, and must be one name
+                object.__setattr__(self, f.name, float(getattr(self, f.name)))
+
+    @cached_property
+    def id(self) -> str:
+        """Twelve hex digits: equal specs, equal ids; a nested spec counts by its own id."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        flat = {k: v.id if isinstance(v, _Content) else v for k, v in values.items()}
+        text = json.dumps({type(self).__name__: flat}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec(_Content):
+    """One pretraining run. It sees no labels, so every label fraction shares it."""
+
+    method: str  # "simclr", or "none" for the init itself
+    dataset: str  # "medmnist/pathmnist", pretrained on its training split
+    backbone: str  # "resnet/18-3x3": the stem and the patch size are part of the name
+    init: str = "random"  # or "imagenet"
+    views: str = "asymmetric"  # augmentation preset, see views.py
+    image_size: int = 64  # pixels, square: 28, 64, 128 or 224
+    epochs: int = 400  # passes over the training split
+    batch_size: int = 256  # images, before views; a smaller set is one batch
+    learning_rate: float = 3e-4  # at the end of the warm-up
+    weight_decay: float = 0.05  # AdamW's, on weights alone: not on norms and biases
+    warmup_epochs: float = 10  # learning rate from 1/10 to full, then a half cosine to 0
+    seed: int = 0  # of the init, the order of images and the views
+    recipe: Settings = ()  # the method's whole Config: editing a default renames the encoder
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.batch_size < 2 and self.method != NONE:
+            raise ValueError(f"batch_size={self.batch_size}: contrast needs at least 2 images")
+        if self.epochs < 1 and self.method != NONE:
+            raise ValueError(f"epochs={self.epochs}: pretrain for 1 or more, or use method='none'")
+        if self.learning_rate <= 0 and self.method != NONE:
+            raise ValueError(f"learning_rate={self.learning_rate}: it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(_Content):
+    """One square of the grid: this encoder, judged this way, with this share of the labels."""
+
+    encoder: EncoderSpec
+    eval: str
+    target: str  # the dataset it is judged on; the encoder's own, or another
+    label_fraction: float = 1.0  # of the target's training split, stratified and nested, in (0, 1]
+    subset_seed: int = 0  # draws which images those are; of no effect at 1.0
+    settings: Settings = ()  # the evaluation's whole Config
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.label_fraction <= 1:
+            raise ValueError(
+                f"label_fraction={self.label_fraction}: a share of the labels in (0, 1], 0.01 is 1%"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Where a trial runs. None of this can change what is measured, so none of it is in an id."""
+
+    cpu: int = 1  # cores per trial; torch uses exactly these
+    gpu: float | None = None  # GPUs per trial; None: 1 where the cluster has any, else 0
+    retries: int = 3  # per trial, for what can pass: a lost worker, a preempted pod
+    concurrent: int | None = None  # trials at a time; None: as many as fit the cluster now
+    checkpoint_s: float = 120  # seconds between checkpoints; the most work that a kill costs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A grid. Every axis takes one value or several; nothing is computed until it is run.
+
+    `drop` names combinations that make no sense: {"why": lambda cell: True where it is dropped};
+    `medssl plan` lists them with their reason.
+    """
+
+    name: str  # of the MLflow experiment and the exported table
+    method: Named | Sequence[Named]
+    dataset: str | Sequence[str]
+    backbone: str | Sequence[str]
+    init: str | Sequence[str] = "random"
+    views: str | Sequence[str] = "asymmetric"
+    image_size: int | Sequence[int] = 64
+    epochs: int | Sequence[int] = 400
+    batch_size: int | Sequence[int] = 256
+    learning_rate: float | Sequence[float] = 3e-4
+    weight_decay: float | Sequence[float] = 0.05
+    warmup_epochs: float | Sequence[float] = 10
+    seed: int | Sequence[int] = 0
+    eval: Named | Sequence[Named] = ("knn", "linear_probe")
+    target: str | Sequence[str] = SAME
+    label_fraction: float | Sequence[float] = (0.01, 0.1, 1.0)
+    subset_seed: int | Sequence[int] = 0
+    drop: Mapping[str, Callable[[Cell], bool]] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
+
+    def cells(self) -> list[Cell]:
+        """Every cell that is kept, once each, those of one encoder side by side."""
+        return [cell for cell, why in self._all() if why is None]
+
+    def dropped(self) -> dict[str, int]:
+        """How many cells each reason dropped."""
+        reasons = [why for _, why in self._all() if why is not None]
+        return {why: reasons.count(why) for why in self.drop}
+
+    def _all(self) -> Iterator[tuple[Cell, str | None]]:
+        seen = set()
+        for encoder in self._encoders():
+            for cell in self._cells_of(encoder):
+                if cell.id not in seen:
+                    seen.add(cell.id)
+                    yield cell, next((why for why, f in self.drop.items() if f(cell)), None)
+
+    def _encoders(self) -> Iterator[EncoderSpec]:
+        axes = [f.name for f in fields(EncoderSpec) if f.name not in ("method", "recipe")]
+        values = [_several(getattr(self, axis)) for axis in axes]
+        for named in _several(self.method):
+            name, recipe = _name(named), settings("methods", named)
+            for chosen in product(*values):
+                spec = dict(zip(axes, chosen, strict=True))
+                if name == NONE:  # what pretraining would use has no effect, so it has no value
+                    spec |= {"views": NONE, "epochs": 0, "batch_size": 0, "learning_rate": 0}
+                    spec |= {"weight_decay": 0, "warmup_epochs": 0}
+                yield EncoderSpec(method=name, recipe=recipe, **spec)
+
+    def _cells_of(self, encoder: EncoderSpec) -> Iterator[Cell]:
+        for target, named in product(_several(self.target), _several(self.eval)):
+            for fraction, subset in product(
+                _several(self.label_fraction), _several(self.subset_seed)
+            ):
+                yield Cell(
+                    encoder=encoder,
+                    eval=_name(named),
+                    target=encoder.dataset if target == SAME else target,
+                    label_fraction=fraction,
+                    subset_seed=0 if fraction == 1 else subset,
+                    settings=settings("evals", named),
+                )
+
+
+def _several(axis) -> list:
+    """One value as a list of one; `("simclr", {...})` is one value."""
+    alone = isinstance(axis, str | int | float) or (
+        isinstance(axis, tuple) and len(axis) == 2 and isinstance(axis[1], Mapping)
+    )
+    return [axis] if alone else list(axis)
+
+
+def _name(named: Named) -> str:
+    return named if isinstance(named, str) else named[0]

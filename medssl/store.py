@@ -1,0 +1,51 @@
+"""Everything that outlives a process, as whole files under names that say what they are.
+
+    encoders/ID.safetensors   features/ID/MD5-SPLIT.safetensors   checkpoints/ID.pt
+    rows/CELL.parquet         predictions/CELL.parquet            progress/ID.json   logs/ID.log
+
+A file appears whole or not at all: it is written beside its name, forced to disk, then renamed. Two
+processes that write the same name write the same content, so the last one wins and nothing is lost.
+"""
+
+import os
+import uuid
+from pathlib import Path
+
+
+class Store:
+    """A folder of named, whole files. Names are relative, with forward slashes."""
+
+    def __init__(self, root: Path | str):
+        self.root = Path(root).expanduser().resolve()
+
+    def read(self, name: str) -> bytes | None:
+        """The content of `name`, or None where it is not there."""
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Puts `content` under `name`, whole or not at all; OSError where the disk refuses."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
+        try:
+            with open(draft, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+    def names(self, folder: str, suffix: str) -> set[str]:
+        """What is in `folder`, without its suffix; drafts of killed writers are not there."""
+        try:
+            found = os.listdir(self.root / folder)
+        except FileNotFoundError:
+            return set()
+        return {f.removesuffix(suffix) for f in found if f.endswith(suffix) and f[0] != "."}

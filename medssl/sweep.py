@@ -1,0 +1,145 @@
+"""Ray's door. Ray decides where and when a trial runs; the results table decides what is left.
+
+    missing cells, grouped by encoder -> one Tune trial each -> medssl.trial.run on a worker
+
+Tune's own state is scratch: to resume, or to add cells, a sweep is run again. A lost worker is
+retried by Tune; a bug, a diverged loss or bad data is recorded by the trial and not retried, for
+the same steps would give the same end. Workers are shared by the trials that follow one another, so
+the seconds of importing torch are paid once per slot.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medssl.spec import Cell, Resources
+from medssl.store import Store
+
+DEFAULTS = {  # each undoes something of Ray's that would hurt a sweep
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would start through uv
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoardX would import torch in the driver
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",  # Tune's state is scratch here: write it rarely
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default, without its warning
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every trial of a sweep is told; it travels to the workers."""
+
+    store: Path
+    data: Path | None
+    code: str
+    resources: Resources
+    gpu: float  # resources.gpu, decided
+
+
+@dataclass
+class Outcome:
+    """What Ray knows at the end; what was measured is in the store."""
+
+    lost: dict[str, str]  # encoder id -> why, of trials whose worker died once too often
+    interrupted: bool  # by Ctrl-C; to resume, run it again
+
+
+def run(
+    cells: Sequence[Cell], store: Store, data: Path | None, code: str, resources: Resources
+) -> Outcome:
+    """Runs one trial per encoder of `cells`, the missing ones. Blocks until the last has ended."""
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import ray
+    from ray import tune
+
+    todo: dict[str, list[Cell]] = {}
+    for cell in cells:
+        todo.setdefault(cell.encoder.id, []).append(cell)
+    _connect()
+    has = ray.cluster_resources()
+    gpu = resources.gpu if resources.gpu is not None else float(has.get("GPU", 0) > 0)
+    job = Job(store.root, data, code, resources, gpu)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(_trial, job=job, todo=todo), {"cpu": resources.cpu, "gpu": gpu}
+        ),
+        param_space={"encoder": tune.grid_search(list(todo))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=resources.concurrent or _slots(has, resources.cpu, gpu),
+            reuse_actors=True,
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        ),
+        run_config=tune.RunConfig(
+            name=f"{time.time_ns()}",
+            storage_path=str(store.root / "tune"),
+            failure_config=tune.FailureConfig(max_failures=resources.retries),
+            verbose=0,
+        ),
+    )
+    found = tuner.fit()
+    lost = {r.config["encoder"]: _why(r.error) for r in found if r.error is not None}
+    return Outcome(lost, interrupted=found.num_terminated + found.num_errors < len(todo))
+
+
+def _trial(config: dict, job: Job, todo: dict[str, list[Cell]]) -> None:
+    """On a worker: what is still missing of one encoder's cells."""
+    import torch
+    from ray import tune
+
+    from medssl import device, results, trial
+
+    torch.set_num_threads(job.resources.cpu)
+    store = Store(job.store)
+    here = trial.Here(device.pick(gpu=job.gpu > 0), job.data, job.code, job.resources.checkpoint_s)
+    failed = 0
+    if cells := results.missing(todo[config["encoder"]], store):
+        try:
+            trial.run(cells, store, here)
+        except (OSError, torch.OutOfMemoryError):
+            raise  # it can pass: Tune tries again
+        except Exception:
+            failed = 1  # it cannot: the trial has recorded it, and the sweep goes on
+    tune.report({"failed": failed})
+
+
+def _connect() -> None:
+    """To the cluster that RAY_ADDRESS names, else to one of our own on this machine."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        return
+    loopback = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
+    ray.init(
+        num_cpus=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **loopback,
+    )
+    token = Path.home() / ".ray" / "auth_token"  # Ray leaves it readable to everyone
+    if token.exists():
+        token.chmod(0o600)
+
+
+def _slots(has: dict[str, float], cpu: int, gpu: float) -> int:
+    """Trials that fit the cluster as it is: more would only wait, or wake every node at once."""
+    fit = [has.get("CPU", 1) // cpu] + ([has.get("GPU", 0) // gpu] if gpu else [])
+    return max(1, int(min(fit)))
+
+
+def _name(trial) -> str:
+    return trial.config["encoder"]
+
+
+def _why(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"

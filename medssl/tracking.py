@@ -1,0 +1,192 @@
+"""MLflow is a view: this copies what is in the store to a tracking server, and may fail at it.
+
+    progress/ID.json (curves) + rows/ (metrics) + figures -> one run per encoder, found by its tag
+
+Trials never speak to MLflow, so a server that is down, slow or gone cannot lose, delay or fail one;
+what it missed is sent when it is back, or when the sweep is run again. One process writes: SQLite
+has no rivals. A run is found again by the tag `medssl.encoder`, never made twice; curves go on
+after the last epoch that the server has.
+"""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from medssl import results
+from medssl.spec import Cell
+from medssl.status import Status, Trial
+from medssl.store import Store
+
+SHOWN = ("auroc", "accuracy", "balanced_accuracy", "val_auroc")  # the rest is in the table
+PAUSE_S = 30  # after a failure, before the server is asked again
+STATES = {"finished": "FINISHED", "failed": "FAILED", "waiting": "KILLED"}
+
+Figures = Callable[[Trial], Iterable[tuple[str, bytes]]]  # (file name, PNG)
+
+
+def uri(store: Store) -> str:
+    """MLFLOW_TRACKING_URI, else a SQLite file in the store."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root}/mlflow.db"
+
+
+class Mirror:
+    """Brings one experiment up to date with the store whenever `sync` is called. Never raises."""
+
+    def __init__(self, experiment: str, store: Store, figures: Figures, code: str):
+        self.experiment, self.store, self.code = experiment, store, code
+        self._figures = figures
+        self._client = None
+        self._experiment_id = ""
+        self._runs: dict[str, _Run] = {}
+        self._silent_until = 0.0
+        self.trouble = ""  # the last failure, until a sync succeeds
+
+    def sync(self, status: Status) -> bool:
+        """True if everything in `status` is on the server."""
+        if time.monotonic() < self._silent_until:
+            return False
+        try:
+            self._connect()
+            for trial in status.trials:
+                if trial.said or trial.done:
+                    self._bring(trial)
+        except Exception as failed:  # whatever an HTTP client, a database or a disk may raise
+            first = not self.trouble
+            self.trouble = f"{type(failed).__name__}: {str(failed).splitlines()[0][:200]}"
+            self._silent_until = time.monotonic() + PAUSE_S
+            self._client = None
+            if first:
+                warnings.warn(
+                    f"MLflow at {uri(self.store)} does not answer ({self.trouble}); the results "
+                    f"are complete without it, and it is brought up to date when it is back",
+                    stacklevel=2,
+                )
+            return False
+        self.trouble = ""
+        return True
+
+    def _connect(self) -> None:
+        if self._client:
+            return
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for noisy in ("alembic", "mlflow"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        from mlflow import MlflowClient
+
+        local = uri(self.store).startswith("sqlite:")
+        if local:
+            self.store.root.mkdir(parents=True, exist_ok=True)
+        client = MlflowClient(tracking_uri=uri(self.store))
+        found = client.get_experiment_by_name(self.experiment)
+        place = (self.store.root / "mlartifacts" / _safe(self.experiment)).as_uri()
+        self._experiment_id = (
+            found.experiment_id
+            if found
+            else client.create_experiment(self.experiment, place if local else None)
+        )
+        self._client = client
+        self._runs = {}
+
+    def _bring(self, trial: Trial) -> None:
+        run = self._runs.get(trial.spec.id) or self._find(trial)
+        self._runs[trial.spec.id] = run
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        curve = trial.said.get("curve", [])
+        new = [
+            Metric(name, value, now, epoch)
+            for epoch, values in enumerate(curve[run.epochs :], start=run.epochs + 1)
+            for name, value in values.items()
+        ]
+        for start in range(0, len(new), 900):  # a batch holds at most 1000
+            self._client.log_batch(run.id, metrics=new[start : start + 900])
+        run.epochs = len(curve)
+        fresh = [c for c in trial.cells if c.id not in run.cells]
+        rows = results.table(self.store, fresh).to_pylist() if fresh and trial.done else []
+        if rows:
+            cells = {cell.id: cell for cell in fresh}
+            final = [
+                Metric(_metric(cells[row["cell"]], row["metric"]), row["value"], now, 0)
+                for row in rows
+                if row["metric"] in SHOWN
+            ]
+            self._client.log_batch(run.id, metrics=final)
+            run.cells |= {row["cell"] for row in rows}
+        state = STATES.get(trial.state, "RUNNING")
+        if state != run.state or (rows and trial.state == "finished"):
+            if trial.state == "finished":
+                self._picture(run, trial)
+            if reason := trial.said.get("reason"):
+                self._client.set_tag(run.id, "medssl.reason", reason[:500])
+            self._client.update_run(run.id, status=state)
+            run.state = state
+
+    def _find(self, trial: Trial) -> "_Run":
+        """The encoder's run in this experiment, made if there is none, and what it already has."""
+        from mlflow.entities import Param, RunTag
+
+        spec = trial.spec
+        found = self._client.search_runs(
+            [self._experiment_id], f"tags.`medssl.encoder` = '{spec.id}'", max_results=1
+        )
+        if found:
+            run = found[0]
+            history = self._client.get_metric_history(run.info.run_id, "loss")
+            epochs = max((m.step for m in history), default=0)
+            has = set(run.data.metrics)
+            there = {c.id for c in trial.cells if _metric(c, "accuracy") in has}
+            return _Run(run.info.run_id, epochs, there, run.info.status)
+        values = asdict(spec) | dict(spec.recipe)
+        values.pop("recipe")
+        tags = {
+            "medssl.encoder": spec.id,
+            "medssl.code": self.code,
+            "medssl.store": str(self.store.root),
+            "mlflow.runName": f"{spec.method} {spec.dataset} {spec.backbone} seed {spec.seed}",
+        }
+        run = self._client.create_run(
+            self._experiment_id, tags={k: str(v) for k, v in tags.items()}
+        )
+        self._client.log_batch(
+            run.info.run_id,
+            params=[Param(k, str(v)) for k, v in values.items()],
+            tags=[RunTag("medssl.host", str(trial.said.get("host", "")))],
+        )
+        return _Run(run.info.run_id, 0, set(), "RUNNING")
+
+    def _picture(self, run: "_Run", trial: Trial) -> None:
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self._figures(trial):
+                path = Path(folder) / name
+                path.write_bytes(content)
+                self._client.log_artifact(run.id, str(path), "figures")
+
+
+class _Run:
+    """What is known to be on the server of one encoder."""
+
+    def __init__(self, id: str, epochs: int, cells: set[str], state: str):
+        self.id, self.epochs, self.cells, self.state = id, epochs, cells, state
+
+
+def _metric(cell: Cell, metric: str) -> str:
+    """linear_probe/auroc:0.01, and the target where it is not the encoder's own dataset.
+
+    A colon, because MLflow refuses the @ that one would rather write.
+    """
+    name = f"{cell.eval}/{metric}:{cell.label_fraction:g}"
+    name += f" subset {cell.subset_seed}" if cell.subset_seed else ""
+    return name + (f" {_safe(cell.target)}" if cell.target != cell.encoder.dataset else "")
+
+
+def _safe(name: str) -> str:
+    return "".join(c if c.isalnum() or c in "._- " else "-" for c in name)

@@ -1,0 +1,589 @@
+"""Views against what they promise to be: PIL's crop, torchvision's colours and blur, their chances.
+
+Two kinds of test: each op given its numbers, to a stated tolerance, and each number's distribution.
+"""
+
+import ast
+import inspect
+import itertools
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as T
+import torchvision.transforms.functional as F
+from PIL import Image
+from scipy import stats
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from medssl import views
+from medssl.views import PRESETS, Drawn, View, apply, draw, two_crops
+
+# B images, C channels, H W pixels, N pooled draws
+
+LEVEL = 1 / 255
+RARE = 1e-3  # p-value under which two samples are called different; seeds are fixed
+
+
+def dice(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(B: int, C: int, H: int, W: int | None = None, seed: int = 0) -> Tensor:
+    """The worst image for a filter: every pixel its own, black and white among them."""
+    return torch.randint(0, 256, (B, C, H, W or H), dtype=torch.uint8, generator=dice(seed))
+
+
+def picture(C: int, S: int) -> Tensor:
+    """(C, S, S) uint8 of blobs and edges, coloured if C = 3: closer to an image than noise is."""
+    y, x = torch.meshgrid(torch.linspace(0, 1, S), torch.linspace(0, 1, S), indexing="ij")
+    planes = [
+        0.2 + 0.6 * torch.exp(-((x - 0.3 - 0.2 * c) ** 2 + (y - 0.4) ** 2) * (9 + 5 * c))
+        for c in range(C)
+    ]
+    planes = [p + 0.2 * ((6 * x).floor() + (5 * y).floor()).remainder(2) for p in planes]
+    return (torch.stack(planes).clamp(0, 1) * 255).round().byte()
+
+
+def stay(B: int, H: int, W: int | None = None) -> Drawn:
+    """Numbers that change nothing."""
+    no_B, one_BO = torch.zeros(B, dtype=torch.bool), torch.ones(B, 3)
+    box_B4 = torch.tensor([0, 0, H, W or H]).float().expand(B, 4)
+    order_BO, shuffle_B = torch.arange(3).expand(B, 3), torch.arange(B)
+    still_B = torch.zeros(B)
+    return Drawn(box_B4, no_B, one_BO, order_BO, still_B, shuffle_B, no_B, still_B, no_B)
+
+
+def unit(B: int, C: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(B, C), torch.ones(B, C)
+
+
+def places(drawn: Drawn) -> list[int]:
+    """After how many of the three ops each image has its hue turned."""
+    place_B = torch.empty_like(drawn.shuffle_B)
+    for place, quarter in enumerate(drawn.shuffle_B.tensor_split(4)):
+        place_B[quarter] = place
+    return place_B.tolist()
+
+
+@pytest.fixture
+def exact_luma(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's tensors use 0.2989, 0.587, 0.114, which add to 0.9999; PIL's add to 1."""
+
+    def rgb_to_grayscale(x: Tensor, num_output_channels: int = 1) -> Tensor:
+        luma = x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+        return (x * luma).sum(-3, keepdim=True).expand(num_output_channels, -1, -1)
+
+    monkeypatch.setattr(
+        "torchvision.transforms._functional_tensor.rgb_to_grayscale", rgb_to_grayscale
+    )
+
+
+# --- each op, given its numbers ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("source", "size"), [(28, 28), (64, 64), (28, 64), (64, 28), (40, 33)])
+@pytest.mark.parametrize("flipped", [False, True])
+def test_crop_is_pil_bicubic_within_one_grey_level(source: int, size: int, flipped: bool) -> None:
+    """Noise overshoots everywhere, so a cut after the wrong axis is 10 levels off.
+
+    Columns go first, as in PIL; but Pillow 13 turns this round where a tall box loses rows, which
+    a view of its source's own size never does: hence only wide boxes below.
+    """
+    B = 40
+    x_BCHW = noise(B, 1, source)
+    rng = random.Random(0)
+    boxes = [(0, 0, source, source)]
+    if size >= source:
+        boxes += [(0, 0, 1, 1), (source - 3, 2, 3, 9)]
+    while len(boxes) < B:
+        h, w = rng.randint(2, source), rng.randint(2, source)
+        if h > size:
+            h, w = min(h, w), max(h, w)
+        boxes.append((rng.randint(0, source - h), rng.randint(0, source - w), h, w))
+
+    x_CBHW = x_BCHW.transpose(0, 1).float()
+    flip_B = torch.full((B,), flipped)
+    ours = views.crop(x_CBHW, torch.tensor(boxes).float(), flip_B, (size, size))[0]
+    for x_HW, y_HW, (top, left, h, w) in zip(x_BCHW[:, 0], ours, boxes, strict=True):
+        image = Image.fromarray(x_HW.numpy()).crop((left, top, left + w, top + h))
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+        pil = torch.from_numpy(np.array(F.hflip(image) if flipped else image))
+        assert ((y_HW * 255).round() - pil).abs().max() <= 1
+
+
+def test_crop_sees_nothing_beyond_its_box() -> None:
+    x_CBHW = noise(1, 3, 30, seed=1).transpose(0, 1).float()
+    other = 255 - x_CBHW
+    other[:, :, 4:19, 7:25] = x_CBHW[:, :, 4:19, 7:25]
+    box_B4, flip_B = torch.tensor([[4.0, 7, 15, 18]]), torch.tensor([False])
+    same = [views.crop(x, box_B4, flip_B, (30, 30)) for x in (x_CBHW, other)]
+    torch.testing.assert_close(*same, rtol=0, atol=0)
+
+
+def test_whole_box_is_the_image_itself() -> None:
+    x_BCHW = noise(4, 3, 20, 31)
+    y_BCHW = apply(View(), x_BCHW, *unit(4, 3), stay(4, 20, 31))
+    torch.testing.assert_close(y_BCHW, x_BCHW / 255, rtol=0, atol=2e-6)
+
+
+@pytest.mark.usefixtures("exact_luma")
+@pytest.mark.parametrize("factor", [0.6, 0.83, 1.0, 1.4])
+@pytest.mark.parametrize("op", ["brightness", "contrast", "saturation"])
+def test_each_op_is_torchvisions_within_1e_6(op: str, factor: float) -> None:
+    x_CBHW = noise(5, 3, 17).transpose(0, 1) / 255
+    drawn = stay(5, 17)
+    drawn.factor_BO[:, ("brightness", "contrast", "saturation").index(op)] = factor
+    ours = x_CBHW.clone()
+    views.jitter_(ours, drawn, hue=False)
+    for b in range(5):
+        theirs = getattr(F, f"adjust_{op}")(x_CBHW[:, b], factor)
+        torch.testing.assert_close(ours[:, b], theirs, rtol=0, atol=1e-6)
+
+
+def test_hue_is_torchvisions_within_1e_5() -> None:
+    B = 101
+    x_CBHW = noise(B, 3, 16).transpose(0, 1) / 255
+    x_CBHW[:, :, 0] = x_CBHW[:1, :, 0]  # grey pixels have no hue
+    x_CBHW[1, :, 1] = x_CBHW[0, :, 1]  # red = green, red = blue, green = blue
+    x_CBHW[2, :, 2] = x_CBHW[0, :, 2]
+    x_CBHW[2, :, 3] = x_CBHW[1, :, 3]
+    x_CBHW[:, :, 4, :8], x_CBHW[:, :, 4, 8:] = 0, 1
+    x_CBHW[:, :, 5] = torch.eye(3).repeat(1, 6)[:, None, :16]  # pure colours
+    turn_B = torch.linspace(-0.5, 0.5, B)
+    ours = views.turn_hue(x_CBHW, turn_B)
+    theirs = torch.stack([F.adjust_hue(x_CBHW[:, b], turn_B[b].item()) for b in range(B)], 1)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(views.turn_hue(x_CBHW, 0 * turn_B), x_CBHW, rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("exact_luma")
+def test_jitter_follows_each_of_the_24_orders_within_1e_5() -> None:
+    B = 192
+    drawn = draw(View(jitter=1.0, hue=0.4), B, 12, 12, dice())
+    x_CBHW = noise(B, 3, 12).transpose(0, 1) / 255
+    ours = x_CBHW.clone()
+    views.jitter_(ours, drawn, hue=True)
+
+    seen = set()
+    for b, place in enumerate(places(drawn)):
+        order = drawn.order_BO[b].tolist()
+        order.insert(place, 3)
+        values = [*drawn.factor_BO[b].tolist(), drawn.turn_B[b].item()]
+        theirs = x_CBHW[:, b]
+        for op in order:
+            name = ("brightness", "contrast", "saturation", "hue")[op]
+            theirs = getattr(F, f"adjust_{name}")(theirs, values[op])
+        torch.testing.assert_close(ours[:, b], theirs, rtol=0, atol=1e-5)
+        seen.add(tuple(order))
+    assert len(seen) == 24
+
+
+def test_grayscale_is_pils_within_half_a_level() -> None:
+    x_BCHW = noise(6, 3, 19)
+    drawn = stay(6, 19)._replace(grayscale_B=torch.tensor([True, False] * 3))
+    y_BCHW = apply(View(), x_BCHW, *unit(6, 3), drawn)
+    torch.testing.assert_close(y_BCHW[1::2], x_BCHW[1::2] / 255, rtol=0, atol=2e-6)
+    for x_CHW, y_CHW in zip(x_BCHW[::2], y_BCHW[::2], strict=True):
+        grey = F.pil_to_tensor(F.rgb_to_grayscale(F.to_pil_image(x_CHW), 3)) / 255
+        torch.testing.assert_close(y_CHW, grey, rtol=0, atol=0.51 * LEVEL)
+
+
+@pytest.mark.parametrize("size", [28, 64])
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
+def test_blur_is_torchvisions_within_3e_6(size: int, sigma: float) -> None:
+    x_CBHW = noise(2, 3, size).transpose(0, 1) / 255
+    ours = views.blur(x_CBHW, torch.full((2,), sigma), radius=8)
+    theirs = F.gaussian_blur(x_CBHW.transpose(0, 1), [17, 17], [sigma, sigma]).transpose(0, 1)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_blur_wider_than_the_image_reflects_again(size: int) -> None:
+    x_CBHW = noise(1, 1, size).transpose(0, 1) / 255
+    kernel = np.exp(-0.5 * (np.arange(-8, 9) / 1.7) ** 2)
+    padded = np.pad(x_CBHW[0, 0].double().numpy(), 8, mode="reflect" if size > 1 else "edge")
+    rows = sum(k * padded[i : i + size] for i, k in enumerate(kernel / kernel.sum()))
+    both = sum(k * rows[:, i : i + size] for i, k in enumerate(kernel / kernel.sum()))
+    ours = views.blur(x_CBHW, torch.tensor([1.7]), radius=8)
+    np.testing.assert_allclose(ours[0, 0].numpy(), both, rtol=0, atol=1e-6)
+
+
+def test_blur_is_each_images_own_and_keeps_enough_tail() -> None:
+    x_CBHW = noise(3, 1, 28).transpose(0, 1) / 255
+    ours = views.blur(x_CBHW, torch.tensor([0.0, 1.0, 2.0]), radius=8)
+    torch.testing.assert_close(ours[:, 0], x_CBHW[:, 0], rtol=0, atol=0)
+    for b, sigma in ((1, 1.0), (2, 2.0)):
+        theirs = F.gaussian_blur(x_CBHW[:, b], [17, 17], [sigma, sigma])
+        torch.testing.assert_close(ours[:, b], theirs, rtol=0, atol=3e-6)
+    wide = views.blur(x_CBHW, torch.tensor([0.0, 1.0, 2.0]), radius=20)
+    assert 0 < (ours - wide).abs().max() < 0.1 * LEVEL
+    assert views.TAILS * max(view.sigma[1] for view in PRESETS["asymmetric"]) == 8
+
+
+def test_solarise_is_torchvisions() -> None:
+    x_BCHW = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(4, 3, 1, 1)
+    chosen_B = torch.tensor([True, False, False, True])
+    ours = views.solarise((x_BCHW / 255).transpose(0, 1), chosen_B).transpose(0, 1)
+    theirs = F.solarize(x_BCHW, 128)
+    theirs[1:3] = x_BCHW[1:3]
+    torch.testing.assert_close(ours, theirs / 255, rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("exact_luma")
+@pytest.mark.parametrize("preset", PRESETS)
+def test_steps_are_in_the_papers_order_with_the_flip_last(preset: str) -> None:
+    """Our flip is the first step; here it is the last, and blur comes between grey and solarise."""
+    B, S = 32, 24
+    x_BCHW = picture(3, S).expand(B, 3, S, S)
+    mean_BC, std_BC = torch.rand(B, 3, generator=dice()), 0.2 + torch.rand(B, 3, generator=dice(1))
+    for view in PRESETS[preset]:
+        view = replace(view, solarise=0.5 if view.solarise else 0.0, blur=0.5)
+        drawn = draw(view, B, S, S, dice(2))
+        ours = apply(view, x_BCHW, mean_BC, std_BC, drawn)
+        box_CBHW = x_BCHW.transpose(0, 1).float()
+        box_CBHW = views.crop(box_CBHW, drawn.box_B4, torch.zeros(B, dtype=torch.bool), (S, S))
+        far = []
+        for b, place in enumerate(places(drawn)):
+            y = box_CBHW[:, b]
+            order = drawn.order_BO[b].tolist()
+            order.insert(place, 3)
+            values = [*drawn.factor_BO[b].tolist(), drawn.turn_B[b].item()]
+            for op in order:
+                name = ("brightness", "contrast", "saturation", "hue")[op]
+                y = getattr(F, f"adjust_{name}")(y, values[op])
+            y = F.rgb_to_grayscale(y, 3) if drawn.grayscale_B[b] else y
+            sigma = drawn.sigma_B[b].item()
+            y = F.gaussian_blur(y, [17, 17], [sigma, sigma]) if sigma else y
+            y = F.solarize(y, 128 / 255) if drawn.solarise_B[b] else y
+            y = F.hflip(y) if drawn.flip_B[b] else y
+            y = F.normalize(y, mean_BC[b].tolist(), std_BC[b].tolist())
+            far.append((ours[b] - y).abs() > 1e-4)
+        # a pixel within rounding of 128/255 may fall on either side
+        assert torch.stack(far).float().mean() < (1e-3 if view.solarise else 1e-9)
+
+
+# --- each number's distribution ------------------------------------------------------------------
+
+
+def theirs_boxes(view: View, H: int, W: int, n: int) -> np.ndarray:
+    x = torch.empty(3, H, W)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return np.array(
+            [
+                T.RandomResizedCrop.get_params(x, list(view.scale), list(view.ratio))
+                for _ in range(n)
+            ]
+        )
+
+
+@pytest.mark.parametrize(
+    ("H", "W", "view"),
+    [
+        (28, 28, View()),
+        (64, 64, View()),
+        (48, 64, View(scale=(0.2, 1.0))),
+        (64, 64, View(scale=(0.93, 1.0))),  # about half of all attempts do not fit
+        (64, 64, View(scale=(1.0, 1.12), ratio=(0.9, 1.1))),  # nearly all fall back
+    ],
+)
+def test_boxes_are_distributed_as_torchvisions(H: int, W: int, view: View) -> None:
+    n = 6000
+    theirs = theirs_boxes(view, H, W, n)
+    ours = draw(view, n, H, W, dice()).box_B4.numpy()
+    assert (ours == ours.round()).all()
+    assert (ours[:, :2] >= 0).all()
+    assert (ours[:, 2:] >= 1).all()
+    assert (ours[:, 0] + ours[:, 2] <= H).all()
+    assert (ours[:, 1] + ours[:, 3] <= W).all()
+
+    def facts(box_N4: np.ndarray) -> list[np.ndarray]:
+        top, left, h, w = box_N4.T.astype(float)
+        return [top, left, h, w, h * w, w / h, top + h, left + w, top - left, top * h, left * w]
+
+    for our, their in zip(facts(ours), facts(theirs), strict=True):
+        assert stats.ks_2samp(our, their).pvalue > RARE
+    full = [(box[:, 2] == H).mean() + (box[:, 3] == W).mean() for box in (ours, theirs)]
+    assert abs(full[0] - full[1]) < 0.05
+
+
+def test_corner_is_uniform_over_all_that_fit() -> None:
+    top_B, left_B, h_B, w_B = draw(View(), 40_000, 28, 28, dice()).box_B4.unbind(1)
+    for start_B, length_B in ((top_B, h_B), (left_B, w_B)):
+        start = start_B[length_B == 20].long()
+        count = torch.bincount(start, minlength=9)
+        assert len(count) == 9
+        assert stats.chisquare(count.numpy()).pvalue > RARE
+
+
+@pytest.mark.parametrize(("H", "W"), [(28, 28), (20, 51), (51, 20), (27, 64)])
+@pytest.mark.parametrize("ratio", [(3.0, 4.0), (0.2, 0.3), (0.9, 1.1)])
+def test_fallback_is_torchvisions_central_crop(H: int, W: int, ratio: tuple[float, float]) -> None:
+    view = View(scale=(1.5, 2.0), ratio=ratio)  # no attempt can fit
+    box_B4 = draw(view, 50, H, W, dice()).box_B4
+    assert (box_B4 == torch.from_numpy(theirs_boxes(view, H, W, 1)).float()).all()
+
+
+@pytest.mark.parametrize("view", [View(), PRESETS["asymmetric"][1], View(jitter=0.3, hue=0.5)])
+def test_chances_are_the_recipes(view: View) -> None:
+    n = 24_000
+    drawn = draw(view, n, 28, 28, dice(3))
+
+    def is_share(chosen_B: Tensor, p: float) -> bool:
+        return abs(chosen_B.float().mean().item() - p) <= 4 * math.sqrt(p * (1 - p) / n)
+
+    assert is_share(drawn.flip_B, view.flip)
+    assert is_share(drawn.grayscale_B, view.grayscale)
+    assert is_share(drawn.solarise_B, view.solarise)
+    assert is_share(drawn.sigma_B > 0, view.blur)
+    jittered_B = drawn.turn_B != 0
+    assert is_share(jittered_B, view.jitter)
+    assert (drawn.factor_BO[~jittered_B] == 1).all()
+
+    def is_uniform(value_B: Tensor, low: float, high: float) -> bool:
+        value = value_B.numpy()
+        inside = low - 1e-6 <= value.min() and value.max() <= high + 1e-6
+        return inside and stats.kstest(value, "uniform", (low, high - low)).pvalue > RARE
+
+    for o, strength in enumerate((view.brightness, view.contrast, view.saturation)):
+        assert is_uniform(drawn.factor_BO[jittered_B, o], 1 - strength, 1 + strength)
+    assert is_uniform(drawn.turn_B[jittered_B], -view.hue, view.hue)
+    assert is_uniform(drawn.sigma_B[drawn.sigma_B > 0], *view.sigma)
+
+
+def test_each_of_the_24_orders_is_as_likely() -> None:
+    drawn = draw(View(), 24_000, 28, 28, dice())
+    place_B = torch.tensor(places(drawn))
+    assert torch.bincount(place_B).tolist() == [6000] * 4
+    weights = torch.tensor([16, 4, 1])
+    key_B = place_B * 64 + (drawn.order_BO * weights).sum(1)
+    kinds, counts = key_B.unique(return_counts=True)
+    assert len(kinds) == 24
+    assert stats.chisquare(counts.numpy()).pvalue > RARE
+    place = torch.bincount(  # of one image, over batches: its place in the batch says nothing
+        torch.tensor([places(draw(View(), 8, 28, 28, dice(seed)))[0] for seed in range(2000)])
+    )
+    assert stats.chisquare(place.numpy()).pvalue > RARE
+
+
+def test_no_number_tells_of_another() -> None:
+    n = 20_000
+    drawn = draw(View(jitter=1.0, blur=0.5, solarise=0.5), n, 28, 28, dice(5))
+    columns = [
+        drawn.box_B4[:, 2:].prod(1), drawn.box_B4[:, 3] / drawn.box_B4[:, 2], drawn.flip_B,
+        *drawn.factor_BO.T, *drawn.order_BO.T[:2], drawn.turn_B, torch.tensor(places(drawn)),
+        drawn.grayscale_B, drawn.sigma_B > 0, drawn.solarise_B, torch.arange(n),
+    ]  # fmt: skip
+    corr = torch.corrcoef(torch.stack([c.double() for c in columns]))
+    order = slice(6, 8)
+    corr[order, order] = 0  # first and second op are never the same
+    assert (corr - torch.diag(corr.diag())).abs().max() < 4.5 / math.sqrt(n)
+
+
+def test_the_dice_fall_the_same_whatever_the_recipe() -> None:
+    one, other = (draw(PRESETS[name][0], 50, 28, 28, dice()) for name in PRESETS)
+    for field in ("box_B4", "flip_B", "order_BO", "shuffle_B", "sigma_B"):
+        assert torch.equal(getattr(one, field), getattr(other, field)), field
+
+
+# --- the whole -----------------------------------------------------------------------------------
+
+
+def pil_pipeline(view: View, size: int) -> T.Compose:
+    jitter = T.ColorJitter(view.brightness, view.contrast, view.saturation, view.hue)
+    return T.Compose(
+        [
+            T.RandomResizedCrop(size, view.scale, view.ratio, T.InterpolationMode.BICUBIC),
+            T.RandomApply([jitter], view.jitter),
+            T.RandomGrayscale(view.grayscale),
+            T.RandomApply([T.GaussianBlur(17, view.sigma)], view.blur),
+            T.RandomSolarize(128, view.solarise),
+            T.RandomHorizontalFlip(view.flip),
+            T.ToTensor(),
+        ]
+    )
+
+
+@pytest.mark.parametrize(("C", "preset"), [(3, "asymmetric"), (1, "asymmetric"), (1, "grey")])
+def test_views_are_distributed_as_a_pil_pipelines(C: int, preset: str) -> None:
+    """Over many views of one image: brightness, spread, colour, texture, sides and histogram."""
+    n, size = 1500, 32
+    x_CHW = picture(C, size)
+    ours = two_crops(x_CHW.expand(n, -1, -1, -1), *unit(n, C), preset, dice())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        image = F.to_pil_image(x_CHW).convert("RGB")
+        theirs = [
+            torch.stack([pipeline(image) for _ in range(n)])
+            for pipeline in (pil_pipeline(view, size) for view in PRESETS[preset])
+        ]
+
+    def facts(x_NCHW: Tensor) -> dict[str, Tensor]:
+        found = {
+            "mean": x_NCHW.mean((1, 2, 3)),
+            "spread": x_NCHW.std((1, 2, 3)),
+            "texture across": x_NCHW.diff(dim=3).abs().mean((1, 2, 3)),
+            "texture down": x_NCHW.diff(dim=2).abs().mean((1, 2, 3)),
+            "right - left": (x_NCHW[..., 16:] - x_NCHW[..., :16]).mean((1, 2, 3)),
+            "low - high": (x_NCHW[..., 16:, :] - x_NCHW[..., :16, :]).mean((1, 2, 3)),
+            "darkest": x_NCHW.amin((1, 2, 3)),
+        }
+        colours = {
+            "red - green": (x_NCHW[:, 0] - x_NCHW[:, 1]).mean((1, 2)),
+            "colour": (x_NCHW.amax(1) - x_NCHW.amin(1)).mean((1, 2)),
+        }
+        return {k: (v * 255).round() for k, v in (found | (colours if C == 3 else {})).items()}
+
+    for our, their in zip(ours, theirs, strict=True):
+        for fact, value in facts(our).items():
+            assert stats.ks_2samp(value, facts(their)[fact]).pvalue > RARE, fact
+        shares = [torch.histc(x, 10, 0, 1) / x.numel() for x in (our, their)]
+        torch.testing.assert_close(*shares, rtol=0, atol=0.015)
+        torch.testing.assert_close(our.mean(), their.mean(), rtol=0, atol=0.01)
+        torch.testing.assert_close(our.std(), their.std(), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_grey_in_one_channel_is_grey_in_three_within_1e_5(preset: str) -> None:
+    B, S = 64, 28
+    x_BCHW = noise(B, 1, S)
+    mean_BC, std_BC = torch.rand(B, 1, generator=dice()), 0.5 + torch.rand(B, 1, generator=dice(1))
+    for view in PRESETS[preset]:
+        drawn = draw(view, B, S, S, dice(2))
+        one = apply(view, x_BCHW, mean_BC, std_BC, drawn)
+        three = apply(
+            view, x_BCHW.expand(-1, 3, -1, -1), mean_BC.expand(-1, 3), std_BC.expand(-1, 3), drawn
+        )
+        far = (one - three).abs() > 1e-5  # a pixel within rounding of 128/255 is either side
+        assert far.float().mean() < (1e-3 if view.solarise else 1e-9)
+
+
+@pytest.mark.parametrize(("C", "preset"), list(itertools.product((1, 3), PRESETS)))
+@pytest.mark.parametrize(("B", "H", "W"), [(1, 28, 28), (2, 28, 28), (3, 20, 31), (7, 5, 9)])
+def test_any_batch_and_image_size(C: int, preset: str, B: int, H: int, W: int) -> None:
+    pair = two_crops(noise(B, C, H, W), *unit(B, C), preset, dice())
+    assert len(pair) == 2
+    for x_BCHW in pair:
+        assert x_BCHW.shape == (B, 3, H, W)
+        assert x_BCHW.dtype == torch.float32
+        assert x_BCHW.is_contiguous(memory_format=torch.channels_last)
+        assert x_BCHW.isfinite().all()
+        assert x_BCHW.min() >= 0 and x_BCHW.max() <= 1 + 1e-6  # noqa: PT018
+    assert B * H < 40 or not torch.equal(*pair)
+
+
+def test_same_seed_same_views_other_seed_other_views() -> None:
+    x_BCHW = noise(16, 3, 28)
+    one, again, other = (two_crops(x_BCHW, *unit(16, 3), "asymmetric", dice(s)) for s in (0, 0, 1))
+    assert all(map(torch.equal, one, again))
+    assert not any(map(torch.equal, one, other))
+    generator = dice()
+    first = two_crops(x_BCHW, *unit(16, 3), "asymmetric", generator)
+    second = two_crops(x_BCHW, *unit(16, 3), "asymmetric", generator)
+    assert not any(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize(("C", "preset"), [(3, "asymmetric"), (1, "grey")])
+def test_every_view_of_one_image_is_another(C: int, preset: str) -> None:
+    B = 50
+    x_BCHW = picture(C, 28).expand(B, -1, -1, -1)
+    x_ND = torch.cat(two_crops(x_BCHW, *unit(B, C), preset, dice())).flatten(1)
+    assert (torch.cdist(x_ND, x_ND) + 9 * torch.eye(2 * B)).min() > 0.1
+
+
+def test_views_stay_beside_their_image() -> None:
+    x_BCHW = (torch.arange(12) * 20).byte().view(12, 1, 1, 1).repeat(1, 3, 28, 28)
+    for x in two_crops(x_BCHW, *unit(12, 3), "grey", dice()):
+        assert ((x.mean((1, 2, 3)) - torch.arange(12) * 20 / 255).abs() <= 0.4 * 220 / 255).all()
+    still = replace(View(), jitter=0.0, grayscale=0.0)
+    x = apply(still, x_BCHW, *unit(12, 3), draw(still, 12, 28, 28, dice()))
+    torch.testing.assert_close(x, x_BCHW / 255, rtol=0, atol=1e-5)
+
+
+def test_autocast_around_it_changes_nothing() -> None:
+    x_BCHW = noise(4, 3, 28)
+    plain = two_crops(x_BCHW, *unit(4, 3), "asymmetric", dice())
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = two_crops(x_BCHW, *unit(4, 3), "asymmetric", dice())
+    assert all(map(torch.equal, plain, inside))
+
+
+def test_each_image_is_normalised_by_its_own_mean_and_std() -> None:
+    B = 6
+    x_BCHW = noise(B, 3, 28)
+    mean_BC, std_BC = torch.rand(B, 3, generator=dice()), 0.1 + torch.rand(B, 3, generator=dice(1))
+    plain = two_crops(x_BCHW, *unit(B, 3), "asymmetric", dice(2))
+    ours = two_crops(x_BCHW, mean_BC, std_BC, "asymmetric", dice(2))
+    for x, y in zip(plain, ours, strict=True):
+        expected = (x - mean_BC[:, :, None, None]) / std_BC[:, :, None, None]
+        torch.testing.assert_close(y, expected, rtol=0, atol=2e-5)
+
+
+def test_global_generators_and_inputs_are_left_alone() -> None:
+    x_BCHW, (mean_BC, std_BC) = noise(4, 3, 28), unit(4, 3)
+    before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    two_crops(x_BCHW, mean_BC, std_BC, "asymmetric", dice())
+    after = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert torch.equal(x_BCHW, noise(4, 3, 28))
+    assert torch.equal(mean_BC, torch.zeros(4, 3))
+    assert torch.equal(std_BC, torch.ones(4, 3))
+
+
+def test_no_step_waits_for_a_value() -> None:
+    """Fake tensors have shapes and no values: .item(), a mask or a branch on one would raise."""
+    with FakeTensorMode():
+        x_BCHW = torch.empty(6, 3, 28, 28, dtype=torch.uint8)
+        pair = two_crops(x_BCHW, torch.empty(6, 3), torch.empty(6, 3), "asymmetric", dice())
+    assert [tuple(x.shape) for x in pair] == [(6, 3, 28, 28)] * 2
+
+
+@pytest.mark.parametrize(("C", "preset"), [(3, "asymmetric"), (1, "grey")])
+def test_apply_compiles_without_a_graph_break(C: int, preset: str) -> None:
+    view = PRESETS[preset][1]
+    x_BCHW, drawn = noise(6, C, 28), draw(view, 6, 28, 28, dice())
+    compiled = torch.compile(apply, fullgraph=True, backend="aot_eager")
+    args = view, x_BCHW, *unit(6, C), drawn
+    torch.testing.assert_close(compiled(*args), apply(*args), rtol=0, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_graph_holds_both_views_and_new_dice_each_replay() -> None:
+    x_BCHW, (mean_BC, std_BC) = noise(32, 3, 28), unit(32, 3)
+    drawn = draw(View(), 32, 28, 28, dice())
+    on_gpu = apply(
+        View(), x_BCHW.cuda(), mean_BC.cuda(), std_BC.cuda(), Drawn(*(d.cuda() for d in drawn))
+    )
+    on_cpu = apply(View(), x_BCHW, mean_BC, std_BC, drawn)
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=0, atol=5e-3)  # TF32 may be on
+
+    args = x_BCHW.cuda(), mean_BC.cuda(), std_BC.cuda(), "asymmetric"
+    generator, graph = torch.Generator("cuda").manual_seed(0), torch.cuda.CUDAGraph()
+    two_crops(*args, generator)
+    graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        pair = two_crops(*args, generator)
+    seen = []
+    for _ in range(2):
+        graph.replay()
+        seen.append([x.clone() for x in pair])
+    assert not torch.equal(seen[0][0], seen[1][0])
+    assert all(x.isfinite().all() for x in seen[1])
+
+
+def test_presets_are_a_literal_that_can_be_read_without_importing() -> None:
+    tree = ast.parse(inspect.getsource(views))
+    [presets] = [n for n in tree.body if isinstance(n, ast.AnnAssign) and n.target.id == "PRESETS"]
+    assert [ast.literal_eval(key) for key in presets.value.keys] == list(PRESETS)
+
+
+def test_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(ValueError, match="no 'gray' among view presets: choose from asymmetric"):
+        two_crops(noise(2, 1, 28), *unit(2, 1), "gray", dice())
