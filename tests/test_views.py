@@ -288,6 +288,7 @@ def theirs_boxes(view: View, H: int, W: int, n: int) -> np.ndarray:
         (28, 28, View()),
         (64, 64, View()),
         (48, 64, View(scale=(0.2, 1.0))),
+        (64, 64, View(scale=(0.1, 0.4), ratio=(0.4, 0.8))),  # tall only: height is not width
         (64, 64, View(scale=(0.93, 1.0))),  # about half of all attempts do not fit
         (64, 64, View(scale=(1.0, 1.12), ratio=(0.9, 1.1))),  # nearly all fall back
     ],
@@ -327,6 +328,15 @@ def test_fallback_is_torchvisions_central_crop(H: int, W: int, ratio: tuple[floa
     view = View(scale=(1.5, 2.0), ratio=ratio)  # no attempt can fit
     box_B4 = draw(view, 50, H, W, dice()).box_B4
     assert (box_B4 == torch.from_numpy(theirs_boxes(view, H, W, 1)).float()).all()
+
+
+def test_ten_attempts_come_before_the_fallback() -> None:
+    n, low, width = 20_000, 0.05, 4.45
+    view = View(scale=(low, low + width), ratio=(0.5, 0.5))  # a tenth of the attempts fit
+    fits, smaller = ((h**2 / (2 * 64**2) - low) / width for h in (64.5, 63.5))
+    share = (draw(view, n, 64, 64, dice()).box_B4[:, 2] < 64).float().mean().item()
+    expected = (1 - (1 - fits) ** 10) * smaller / fits  # 0.64; with nine attempts 0.60
+    assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
 
 
 @pytest.mark.parametrize("view", [View(), PRESETS["asymmetric"][1], View(jitter=0.3, hue=0.5)])

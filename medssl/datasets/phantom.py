@@ -1,15 +1,23 @@
-"""Which method tells apart cases that differ in structure alone? Drawn images need no data, no net.
+"""Which method tells apart cases that differ in structure alone? Drawn: needs no data, no network.
 
     "phantom/cells/train" -> seed -> each case's numbers, in unit coordinates -> pixels at any size
 
-A class is a shape, a texture, a count or a presence; stain, window, gain, place, angle and scale are
-drawn without looking at it, because augmentation changes those too. Nothing is learnt from patients
-here: a phantom says whether a pipeline works and methods differ, never which one suits a hospital.
-The name fixes the bytes: pixels are float32 and see only + - * / and sqrt, which IEEE rounds the
-same way on every machine (no exp, no matrix product, no sum), so an md5 is the same wherever numpy
-draws the same stream. Writing `x ** 0.7` or using float64 somewhere would break that.
+A class is a shape, a texture, a count or a presence. Stain, window, gain, place, angle and scale
+are drawn without a look at the class, because augmentation changes those too. Nothing here comes
+from a patient: a phantom shows that a pipeline works and methods differ, not which one to trust.
 
-TABLE
+The name fixes the bytes, on every run and machine of the same numpy: pixels are float32 and only
+see + - * / and sqrt, which IEEE rounds alike everywhere; `exp`, `x ** 0.7` or `@` would not be.
+
+Test AUROC (macro) of a logistic probe at 28 px, C chosen on val. Untrained: timm resnet18 with a
+3 x 3 stem, mean of two seeds. `pytest tests/datasets/test_phantom.py -k room` bounds the first row.
+
+               cells   fundus   lesions   organs   xray
+    raw pixels  0.78     0.67      0.79     0.65   0.81
+    untrained   0.67     0.70      0.64     0.63   0.63
+
+SimCLR of a narrow 10-layer ResNet, one seed, epochs 0, 2, 5, 10: cells 0.65, 0.68, 0.69, 0.70;
+lesions 0.71, 0.74, 0.72, 0.77 (on other 400 test images, so good to 0.05 at best).
 """
 
 import hashlib
@@ -130,8 +138,8 @@ def cells(c: Canvas) -> np.ndarray:
     for _ in range(4):  # red cells are pale in the middle
         d = depth(*c.frame(*c.place(1.2), 0, c.between(0.25, 0.4), c.between(0.25, 0.4)))
         image = over(image, c.soft(d, 0.25) * (1 - 0.6 * c.soft(d - 0.55, 0.5)), red)
-    size = c.between(0.7, 1.05)
-    u, v = c.frame(*c.place(0.25), c.between(0, TURN), size, size * c.between(0.87, 1.15))
+    size = c.between(0.55, 0.95)
+    u, v = c.frame(*c.place(0.3), c.between(0, TURN), size, size * c.between(0.87, 1.15))
     cell = c.soft(depth(u, v, {2: c.ripple(0.05), 3: c.ripple(0.04)}), 0.1)
     image = over(image, cell, plasma)
     lobes = c.by(1, basophil=2, eosinophil=2, neutrophil=4)
@@ -146,11 +154,11 @@ def cells(c: Canvas) -> np.ndarray:
         lobe = radius - length(u - reach * cos, v - reach * sin)
         parts = np.maximum(parts, np.where(i < lobes, lobe, np.float32(-1)))
     nucleus = c.soft(np.minimum(nucleus, parts), 0.12)
-    clumps = c.by(0.06, lymphocyte=0.4) * c.grain(12) + c.by(monocyte=0.4) * c.grain(24)
+    clumps = c.by(0.06, lymphocyte=0.3) * c.grain(14) + c.by(monocyte=0.3) * c.grain(24)
     image = over(image, nucleus * (0.8 + clumps), purple)
     fine, coarse = c.soft(c.grain(18) - 0.1, 0.5), c.soft(c.grain(12) - 0.15, 0.5)
     image = over(image, c.by(monocyte=0.6) * coarse * cell * (1 - nucleus), 0.95)  # vacuoles
-    image = over(image, c.by(neutrophil=0.45) * fine * cell * (1 - nucleus), red)
+    image = over(image, c.by(neutrophil=0.3) * fine * cell * (1 - nucleus), red)
     image = over(image, c.by(basophil=0.7) * fine * cell, purple * 0.8)
     image = over(image, c.by(eosinophil=0.7) * coarse * cell, plasma * 0.65)
     lamp, contrast = c.colour(0.86, 0.86, 0.86, 0.12), c.between(0.55, 1.2)[..., None]

@@ -4,7 +4,7 @@
 
 Every other image in the batch is a negative, so the batch size is part of the method: B images give
 2B - 2 negatives each. Head without batch norm, temperature and widths as arXiv 2412.19124 has them.
-Chen et al. 2020, https://arxiv.org/abs/2002.05709; the loss is solo-learn's
+Chen et al. 2020, https://arxiv.org/abs/2002.05709
 """
 
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from medssl.methods import SSLMethod, Step
-from medssl.methods._parts import mlp, spread
-from medssl.methods._solo import simclr_loss
+from medssl.methods._parts import in_float32, mlp, spread
 
-# B images, V views, N = V*B rows, D encoder features, P projection
+# B images, N = 2B rows, D encoder features, P projection
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,13 @@ class Method(SSLMethod):
         self.head = mlp(encoder.dim, config.hidden_dim, config.out_dim)
 
     def step(self, views: Sequence[Tensor]) -> Step:
-        x_NCHW = torch.cat(tuple(views))  # one pass, so both views share batch statistics
-        z_NP = self.head(self.encoder(x_NCHW))
-        z1_BP, z2_BP = z_NP.chunk(2)
-        loss = simclr_loss(z1_BP, z2_BP, temperature=self.config.temperature)
-        return Step(loss, {"spread": spread(z_NP)})
+        z_NP = self.head(self.encoder(torch.cat(tuple(views))))  # both views share batch statistics
+        return Step(nt_xent(z_NP, self.config.temperature), {"spread": spread(z_NP)})
+
+
+@in_float32
+def nt_xent(z_NP: Tensor, temperature: float) -> Tensor:
+    """-log softmax of each row's partner, half the rows away, among all rows but itself."""
+    z_NP, own_N = F.normalize(z_NP, dim=1), torch.arange(len(z_NP), device=z_NP.device)
+    cosine_NN = (z_NP @ z_NP.T).masked_fill(own_N == own_N[:, None], -torch.inf)
+    return F.cross_entropy(cosine_NN / temperature, own_N.roll(len(own_N) // 2))

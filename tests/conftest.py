@@ -1,0 +1,57 @@
+"""What tests share. Those that need what a machine lacks skip with the reason."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+FILES = "breastmnist.npz", "breastmnist_64.npz", "pneumoniamnist.npz"
+
+torch.set_num_threads(1)  # Ray's workers have the other core
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The folder of three real MedMNIST files; must be there in CI, may be missing elsewhere."""
+    for folder in (os.environ.get("MEDMNIST_ROOT"), ROOT.parent / "shared" / "data" / "medmnist"):
+        if folder and all((Path(folder) / name).exists() for name in FILES):
+            return Path(folder)
+    pytest.skip(f"real MedMNIST files ({', '.join(FILES)}) are not here: set MEDMNIST_ROOT")
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path, monkeypatch):
+    """No test reads or leaves anything in the user's home."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("MEDSSL_STORE", "MEDSSL_WEIGHTS", "MEDMNIST_ROOT", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class TinyEncoder(nn.Module):
+    """Sixteen features of a 3-channel image, in a millisecond."""
+
+    dim = 16
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, 2, 1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+
+    def forward(self, x_BCHW):
+        return self.net(x_BCHW)
+
+
+@pytest.fixture
+def tiny_encoder():
+    """Calls make fresh encoders, the same for one torch seed."""
+    return TinyEncoder

@@ -1,0 +1,205 @@
+"""Only the published files are read; anything else is refused with a sentence before training."""
+
+import hashlib
+import shutil
+
+import numpy as np
+import pytest
+
+from medssl import datasets
+from medssl.datasets import medmnist
+
+
+def made(path, n=(30, 6, 6), size=28, channels=1, labels=None, classes=2):
+    """A file in MedMNIST's form."""
+    rng = np.random.default_rng(0)
+    shape = (size, size) if channels == 1 else (size, size, 3)
+    arrays = {}
+    for split, count in zip(("train", "val", "test"), n, strict=True):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, *shape), np.uint8)
+        arrays[f"{split}_labels"] = (
+            labels if labels is not None else rng.integers(0, classes, (count, 1))
+        )[:count].astype(np.uint8)
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def listed(tmp_path, monkeypatch):
+    """`listed(**made's arguments)`: a small file that INFO describes, MD5 included, as breastmnist."""
+
+    def put(info=None, **arguments):
+        path = made(tmp_path / "breastmnist.npz", **arguments)
+        counts = dict(zip(("train", "val", "test"), arguments.get("n", (30, 6, 6)), strict=True))
+        known = dict(medmnist._all()["breastmnist"])
+        known |= {"MD5": hashlib.md5(path.read_bytes()).hexdigest(), "n_samples": counts}
+        monkeypatch.setitem(medmnist._all(), "breastmnist", known | (info or {}))
+        return tmp_path
+
+    return put
+
+
+def test_the_twelve_sets_their_tasks_and_sizes_are_known():
+    assert len(medmnist.names()) == 12
+    tasks = {medmnist._info(name)["task"] for name in medmnist.names()}
+    assert tasks == {
+        "multi-class",
+        "binary-class",
+        "ordinal-regression",
+        "multi-label, binary-class",
+    }
+    for name in medmnist.names():
+        for size in medmnist.SIZES:
+            assert len(medmnist._info(name)[medmnist._key("MD5", size)]) == 32
+
+
+@pytest.mark.data
+def test_real_files_are_what_medmnist_says(data):
+    train = datasets.load("medmnist/breastmnist", "train", 28, data)
+    assert train.x_NHWC.shape == (546, 28, 28, 1)
+    assert train.x_NHWC.dtype == np.uint8
+    assert train.t_NK.shape == (546, 2)
+    assert (train.t_NK.sum(1) == 1).all()
+    assert train.task == "binary-class"
+    test = datasets.load("medmnist/breastmnist", "test", 64, data)
+    assert test.x_NHWC.shape == (156, 64, 64, 1)
+    pixels = datasets.load("medmnist/breastmnist", "train", 64, data).x_NHWC / 255
+    np.testing.assert_allclose(test.mean_DC, [[pixels.mean()]], rtol=1e-6)  # of train, not of test
+    np.testing.assert_allclose(test.std_DC, [[pixels.std()]], rtol=1e-6)
+
+
+@pytest.mark.data
+def test_the_same_numbers_as_medmnists_own_loader(data):
+    import medmnist as package
+
+    theirs = package.PneumoniaMNIST(split="val", root=str(data), size=28)
+    mine = datasets.load("medmnist/pneumoniamnist", "val", 28, data)
+    assert np.array_equal(mine.x_NHWC[..., 0], theirs.imgs)
+    assert np.array_equal(mine.t_NK.argmax(1), theirs.labels[:, 0])
+
+
+def test_many_labels_are_multi_hot(listed):
+    labels = np.random.default_rng(1).integers(0, 2, (30, 3))
+    info = {"task": "multi-label, binary-class", "label": {"0": "a", "1": "b", "2": "c"}}
+    root = listed(info, labels=labels)
+    images = datasets.load("medmnist/breastmnist", "train", 28, root)
+    assert np.array_equal(images.t_NK, labels)
+    assert images.classes == ("a", "b", "c")
+
+
+def test_colour_has_three_channels_and_statistics_of_each(listed):
+    root = listed({"n_channels": 3}, channels=3)
+    images = datasets.load("medmnist/breastmnist", "test", 28, root)
+    assert images.x_NHWC.shape == (6, 28, 28, 3)
+    assert images.mean_DC.shape == images.std_DC.shape == (1, 3)
+
+
+def test_a_file_is_hashed_once(listed, monkeypatch):
+    root = listed()
+    hashed = []
+    monkeypatch.setattr(
+        medmnist, "_md5", lambda path, f=medmnist._md5: hashed.append(path) or f(path)
+    )
+    for split in datasets.SPLITS:
+        datasets.load("medmnist/breastmnist", split, 28, root)
+    assert len(hashed) == 1
+
+
+def test_a_file_that_changes_after_it_was_verified_is_hashed_again(listed):
+    root = listed()
+    datasets.load("medmnist/breastmnist", "train", 28, root)
+    made(root / "breastmnist.npz", n=(31, 6, 6))
+    with pytest.raises(ValueError, match="differs from the published file"):
+        datasets.load("medmnist/breastmnist", "train", 28, root)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda p: p.write_bytes(b""), r"is empty \(0 bytes\)"),
+        (lambda p: p.write_bytes(p.read_bytes()[:5000]), "is truncated"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-30] + bytes(30)), "is truncated|differs from"),
+        (lambda p: made(p, n=(29, 6, 6)), "differs from the published file"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_a_remedy(listed, spoil, sentence):
+    root = listed()
+    spoil(root / "breastmnist.npz")
+    with pytest.raises(ValueError, match=sentence) as caught:
+        datasets.ready("medmnist/breastmnist", 28, root)
+    assert "medssl data fetch medmnist/breastmnist --size 28" in str(caught.value)
+
+
+@pytest.mark.data
+def test_a_set_under_anothers_name_is_recognised(data, tmp_path):
+    shutil.copy(data / "pneumoniamnist.npz", tmp_path / "breastmnist.npz")
+    with pytest.raises(ValueError, match="is really pneumoniamnist at 28 px under the wrong name"):
+        datasets.ready("medmnist/breastmnist", 28, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "info", "sentence"),
+    [
+        ({"classes": 5}, {}, r"labels are .* up to 4, where 2 classes \(binary-class\)"),
+        ({"labels": np.ones((30, 2))}, {}, "labels are"),
+        ({"size": 32}, {}, "train holds 30 images of"),
+        ({}, {"n_samples": {"train": 99, "val": 6, "test": 6}}, "train holds 30 images .* not 99"),
+        ({"labels": np.ones((20, 1))}, {}, "train has 30 images but 20 labels"),
+    ],
+)
+def test_a_mislabelled_file_is_refused(listed, arguments, info, sentence):
+    root = listed(info, **arguments)
+    with pytest.raises(ValueError, match=sentence):
+        datasets.ready("medmnist/breastmnist", 28, root)
+
+
+def test_an_absent_file_is_one_sentence_with_name_md5_source_and_place(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(medmnist.urllib.request, "urlopen", unreachable)
+    (told,) = datasets.check("medmnist/chestmnist", 64, tmp_path)
+    with pytest.raises(ValueError, match="no route to host") as caught:
+        datasets.ready("medmnist/chestmnist", 64, tmp_path)
+    info = medmnist._info("chestmnist")
+    for part in ("chestmnist_64.npz", info["MD5_64"], info["url_64"], str(tmp_path), "--data"):
+        assert part in told
+        assert part in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_download_is_whole_and_right_or_not_there(listed, tmp_path, monkeypatch):
+    root = listed()
+    good = (root / "breastmnist.npz").read_bytes()
+    (root / "breastmnist.npz").unlink()
+    source = tmp_path / "served"
+    monkeypatch.setitem(medmnist._all()["breastmnist"], "url", source.as_uri())
+    source.write_bytes(good[:-1])
+    with pytest.raises(ValueError, match="has MD5"):
+        medmnist.fetch("breastmnist", 28, root)
+    assert not (root / "breastmnist.npz").exists()
+    source.write_bytes(good)
+    assert len(datasets.load("medmnist/breastmnist", "val", 28, root)) == 6
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "sentence"),
+    [
+        ("medmnist/brestmnist", 28, "no 'brestmnist' in medmnist: choose from bloodmnist, breast"),
+        ("medmnist/breastmnist", 32, "has no 32 px: choose from 28, 64, 128, 224"),
+        ("medmnist", 28, "names no dataset: write medmnist/NAME"),
+        ("medmnist/a+", 28, "names no dataset"),
+        ("mnist/x", 28, "no 'mnist' among datasets: choose from medmnist"),
+    ],
+)
+def test_a_wrong_name_is_a_sentence(name, size, sentence):
+    (told,) = datasets.check(name, size)
+    assert sentence in told
+
+
+def test_the_root_is_the_argument_then_the_variable_then_medmnists_own(tmp_path, monkeypatch):
+    assert medmnist.folder(tmp_path) == tmp_path
+    monkeypatch.setenv("MEDMNIST_ROOT", str(tmp_path / "x"))
+    assert medmnist.folder() == tmp_path / "x"
+    monkeypatch.delenv("MEDMNIST_ROOT")
+    assert medmnist.folder().name == ".medmnist"

@@ -1,0 +1,60 @@
+"""Label fractions: nested, in proportion, every class kept, the same for the same seed."""
+
+import numpy as np
+import pytest
+
+from medssl.datasets._splits import order, subset
+
+COUNTS = (700, 200, 60, 30, 8, 1, 1)  # seven classes as uneven as DermaMNIST's
+
+
+@pytest.fixture
+def one_hot():
+    y_N = np.random.default_rng(0).permutation(np.repeat(np.arange(7), COUNTS))
+    return np.eye(7, dtype=np.float32)[y_N]
+
+
+@pytest.fixture
+def multi_hot():
+    rng = np.random.default_rng(0)
+    t_NK = (rng.random((2000, 6)) < [0.3, 0.2, 0.1, 0.05, 0.01, 0.002]).astype(np.float32)
+    assert t_NK.any(0).all()
+    return t_NK
+
+
+@pytest.mark.parametrize("kind", ["one_hot", "multi_hot"])
+@pytest.mark.parametrize("seed", range(3))
+def test_nested_in_proportion_and_complete(kind, seed, request):
+    t_NK = request.getfixturevalue(kind)
+    before: set[int] = set()
+    for fraction in (0.01, 0.05, 0.1, 0.5, 1.0):
+        kept = subset(t_NK, fraction, seed)
+        assert (
+            len(kept) == len(set(kept)) == max(round(fraction * len(t_NK)), 7 * (kind == "one_hot"))
+        )
+        assert before <= set(kept)
+        assert t_NK[kept].any(0).all()
+        share_K = t_NK[kept].sum(0) / len(kept)
+        slack = 7 / len(kept)  # one image of each class more or less, by rounding and by the rule
+        assert (abs(share_K - t_NK.mean(0)) <= slack + 0.02 * (kind == "multi_hot")).all()
+        before = set(kept)
+
+
+def test_every_image_once_at_one(one_hot):
+    assert np.array_equal(np.sort(order(one_hot, 0)), np.arange(len(one_hot)))
+    assert np.array_equal(subset(one_hot, 1.0, 5), np.arange(len(one_hot)))
+
+
+def test_the_seed_draws_the_subset(one_hot):
+    assert np.array_equal(subset(one_hot, 0.1, 0), subset(one_hot, 0.1, 0))
+    assert not np.array_equal(subset(one_hot, 0.1, 0), subset(one_hot, 0.1, 1))
+
+
+def test_the_draw_does_not_follow_the_files_order(one_hot):
+    """Images of a class are drawn from the whole file, not from its beginning."""
+    assert subset(one_hot, 0.1, 0).mean() / len(one_hot) == pytest.approx(0.5, abs=0.1)
+
+
+def test_the_published_subset_stays(one_hot):
+    """Golden: a subset is part of what a cell's id promises."""
+    assert subset(one_hot, 0.01, 0).tolist() == [162, 206, 212, 222, 391, 451, 459, 506, 711, 890]

@@ -1,0 +1,197 @@
+"""The loop: a resumed run is the run, a diverged one stops by name, and labels cannot be seen."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from medssl import pretrain as room
+from medssl import registry
+from medssl.datasets import Images
+from medssl.pretrain import Checkpoint, NotFinite, learning_rate, order, pretrain
+from medssl.spec import EncoderSpec, settings
+
+CPU = torch.device("cpu")
+
+
+def images(n=40, channels=1, domains=1) -> Images:
+    rng = np.random.default_rng(0)
+    return Images(
+        x_NHWC=rng.integers(0, 256, (n, 28, 28, channels), np.uint8),
+        t_NK=np.eye(2, dtype=np.float32)[np.arange(n) % 2],
+        task="binary-class",
+        classes=("a", "b"),
+        mean_DC=np.full((domains, channels), 0.5, np.float32),
+        std_DC=np.full((domains, channels), 0.25, np.float32),
+        domain_N=np.arange(n) % domains,
+        md5="-",
+    )
+
+
+def spec(method="simclr", **changes) -> EncoderSpec:
+    narrow = {"hidden_dim": 16, "out_dim": 8}
+    narrow |= {"predictor_dim": 16} if method == "byol" else {}
+    given = {"method": method, "dataset": "a/1", "backbone": "vit/tiny-14", "image_size": 28}
+    given |= {"recipe": settings("methods", (method, narrow))}
+    given |= {"epochs": 3, "batch_size": 16, "warmup_epochs": 1, "learning_rate": 1e-3}
+    return EncoderSpec(**given | changes)
+
+
+def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+def measured(curve):
+    """What of a curve does not depend on the clock."""
+    return [{k: e[k] for k in ("loss", "spread", "lr")} for e in curve]
+
+
+class Killed(BaseException):
+    pass
+
+
+def interrupted(spec, data, after_saves: int):
+    """Checkpoints after every step, dies after so many, and is run again: the second result."""
+    held = []
+
+    def save(content):
+        held.append(content)
+        if len(held) == after_saves:
+            raise Killed
+
+    def again():
+        return pretrain(spec, data, CPU, checkpoint=Checkpoint(lambda: held[-1], held.append, 0))
+
+    with pytest.raises(Killed):
+        pretrain(spec, data, CPU, checkpoint=Checkpoint(lambda: None, save, 0))
+    torch.manual_seed(999)  # another process has another global state
+    return again()
+
+
+@pytest.mark.parametrize("method", registry.names("methods"))
+@pytest.mark.parametrize("after_saves", [1, 2, 3])
+def test_a_resumed_run_is_the_run_bit_for_bit(method, after_saves):
+    """Two steps an epoch: killed in the middle of an epoch, at its end, and in the next."""
+    whole = pretrain(spec(method), images(), CPU)
+    resumed = interrupted(spec(method), images(), after_saves)
+    assert same(whole.encoder, resumed.encoder)
+    assert measured(whole.curve) == measured(resumed.curve)
+    assert len(resumed.curve) == 3
+
+
+@pytest.mark.parametrize("backbone", ["resnet/18-7x7"])
+def test_batch_norm_statistics_are_resumed_too(backbone):
+    wanted = spec("byol", backbone=backbone, epochs=2)
+    assert same(pretrain(wanted, images(), CPU).encoder, interrupted(wanted, images(), 1).encoder)
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not():
+    a, b, c = (pretrain(spec(seed=s, epochs=1), images(), CPU) for s in (0, 0, 1))
+    assert same(a.encoder, b.encoder)
+    assert not same(a.encoder, c.encoder)
+
+
+def test_labels_cannot_be_seen():
+    shuffled = dataclasses.replace(images(), t_NK=images().t_NK[::-1].copy())
+    a, b = (pretrain(spec(epochs=1), data, CPU) for data in (images(), shuffled))
+    assert same(a.encoder, b.encoder)
+
+
+def test_none_is_the_init_that_the_methods_start_from():
+    none = EncoderSpec(
+        method="none", dataset="a/1", backbone="vit/tiny-14", image_size=28, epochs=0
+    )
+    frozen = pretrain(spec(epochs=1, learning_rate=1e-12, weight_decay=0), images(), CPU)
+    untouched = pretrain(none, images(), CPU)
+    assert untouched.curve == []
+    for a, b in zip(untouched.encoder.parameters(), frozen.encoder.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_loss_that_is_not_finite_stops_by_name_and_does_not_touch_the_weights(monkeypatch):
+    seen = {}
+    real = registry.load("methods", "simclr").Method.step
+
+    def step(self, views):
+        seen["method"] = self
+        seen["calls"] = seen.get("calls", 0) + 1
+        found = real(self, views)
+        if seen["calls"] == 3:
+            seen["before"] = [p.detach().clone() for p in self.parameters()]
+            return found._replace(loss=found.loss * torch.nan)
+        if seen["calls"] == 4:
+            seen["after"] = [p.detach().clone() for p in self.parameters()]
+        return found
+
+    monkeypatch.setattr(registry.load("methods", "simclr").Method, "step", step)
+    with pytest.raises(
+        NotFinite, match=r"1 of 2 losses of epoch 2 \(steps 2 to 3\).*learning_rate"
+    ):
+        pretrain(spec(), images(), CPU)
+    assert all(torch.equal(a, b) for a, b in zip(seen["before"], seen["after"], strict=True))
+
+
+def test_the_rate_warms_up_then_falls_by_a_half_cosine():
+    wanted = spec(epochs=10, warmup_epochs=2, learning_rate=1.0)
+    rates = [learning_rate(wanted, step, per_epoch=5) for step in range(50)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(1.0) == max(rates)
+    assert rates[5] == pytest.approx(0.55)
+    assert rates[30] == pytest.approx(0.5)
+    assert rates[-1] == pytest.approx((1 + math.cos(math.pi * 39 / 40)) / 2)
+
+
+def test_a_short_run_warms_up_for_half_of_it_at_most():
+    rates = [learning_rate(spec(epochs=2, warmup_epochs=10), s, 5) for s in range(10)]
+    assert max(rates) == rates[5] == 1e-3
+
+
+def test_every_image_once_per_epoch_in_an_order_of_the_seed():
+    first, again, next_epoch, other = (
+        order(50, 0, 0),
+        order(50, 0, 0),
+        order(50, 0, 1),
+        order(50, 1, 0),
+    )
+    assert sorted(first.tolist()) == list(range(50))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, next_epoch)
+    assert not torch.equal(first, other)
+
+
+def test_norms_and_biases_do_not_decay(tiny_encoder):
+    module = registry.load("methods", "simclr")
+    decayed, free = room.groups(module.Method(tiny_encoder(), module.Config()), 0.05)
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0)
+    assert {p.ndim for p in free["params"]} == {1}
+    assert all(p.ndim > 1 for p in decayed["params"])
+
+
+def test_a_set_smaller_than_the_batch_is_one_batch():
+    result = pretrain(spec(epochs=1, batch_size=256), images(n=11), CPU)
+    assert len(result.curve) == 1
+
+
+def test_grey_and_colour_and_unions_are_trained_on():
+    for data in (images(channels=3), images(domains=2)):
+        assert len(pretrain(spec(epochs=1), data, CPU).curve) == 1
+
+
+def test_what_is_reported_each_epoch():
+    told = []
+    pretrain(spec(), images(), CPU, report=lambda epoch, values: told.append((epoch, values)))
+    assert [epoch for epoch, _ in told] == [1, 2, 3]
+    for _, values in told:
+        assert {"loss", "spread", "lr", "views_per_s", "data_wait", "seconds"} <= values.keys()
+        assert 0 < values["data_wait"] < 1
+        assert values["views_per_s"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_it_learns_and_resumes_close():
+    whole = pretrain(spec(), images(), torch.device("cuda"))
+    assert all(math.isfinite(e["loss"]) for e in whole.curve)
