@@ -167,8 +167,8 @@ def evaluate(
     progress: Progress,
 ) -> list[str]:
     """Rows of every cell; returns what went wrong, a sentence per cell that could not be done."""
-    failed, images = [], {}
-    load = _features_once(trained, cells[0].encoder, store, here, images)
+    failed, tested = [], {}
+    load = _features_once(trained, cells[0].encoder, store, here, tested)
     about = about | device.describe(here.device) | {"code": here.code, "versions": versions()}
     for cell in cells:
         progress.publish("evaluating", every_s=PUBLISH_S)
@@ -176,7 +176,7 @@ def evaluate(
         try:
             target = load(cell.target, "test")
             module = registry.load("evals", cell.eval)
-            task, md5 = images[cell.target]
+            task, md5 = tested[cell.target]
             subject = Judged(
                 lambda: trained.encoder,
                 load,
@@ -206,15 +206,19 @@ def evaluate(
 
 
 def _features_once(
-    trained: Pretrained, spec: EncoderSpec, store: Store, here: Here, images: dict
+    trained: Pretrained, spec: EncoderSpec, store: Store, here: Here, tested: dict
 ) -> Callable[[str, str], Features]:
-    """(dataset, split) -> features; extracted once, then from memory or the store."""
+    """(dataset, split) -> features; extracted once, then from memory or the store.
+
+    Puts the task and the MD5 of every test split into `tested`.
+    """
     held: dict[tuple[str, str], Features] = {}
 
     def load(dataset: str, split: str) -> Features:
         if (dataset, split) not in held:
             one = datasets.load(dataset, split, spec.image_size, here.data)
-            images[dataset] = (one.task, one.md5)
+            if split == "test":
+                tested[dataset] = (one.task, one.md5)
             name = f"features/{spec.id}/{one.md5[:12]}-{split}.safetensors"
             if content := store.read(name):
                 x_ND = safetensors.torch.load(content)["x_ND"]

@@ -8,7 +8,7 @@ import inspect
 import itertools
 import math
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -399,6 +399,21 @@ def test_the_dice_fall_the_same_whatever_the_recipe() -> None:
     one, other = (draw(PRESETS[name][0], 50, 28, 28, dice()) for name in PRESETS)
     for field in ("box_B4", "flip_B", "order_BO", "shuffle_B", "sigma_B"):
         assert torch.equal(getattr(one, field), getattr(other, field)), field
+
+
+def test_presets_are_the_papers_numbers() -> None:
+    """Every other test reads the recipe from PRESETS, so a slip in it would go unseen."""
+    paper = {
+        "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8,
+        "brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1, "grayscale": 0.2,
+        "blur": 1.0, "sigma": (0.1, 2.0), "solarise": 0.0,
+    }  # fmt: skip
+    grey = paper | {"saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
+    assert [asdict(view) for view in PRESETS["asymmetric"]] == [
+        paper,
+        paper | {"blur": 0.1, "solarise": 0.2},
+    ]
+    assert [asdict(view) for view in PRESETS["grey"]] == [grey, grey | {"blur": 0.1}]
 
 
 # --- the whole -----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def made(path, n=(30, 6, 6), size=28, channels=1, labels=None, classes=2):
 
 @pytest.fixture
 def listed(tmp_path, monkeypatch):
-    """`listed(**made's arguments)`: a small file that INFO describes, MD5 included, as breastmnist."""
+    """Calls put a small file that INFO describes, MD5 included, under the name breastmnist."""
 
     def put(info=None, **arguments):
         path = made(tmp_path / "breastmnist.npz", **arguments)

@@ -1,0 +1,155 @@
+"""Done and measured are one fact; every row says what it is a result of."""
+
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from medssl import results
+from medssl.report import tables
+from medssl.spec import Sweep
+from medssl.store import Store
+
+SWEEP = Sweep(
+    name="t",
+    method=["none", "simclr"],
+    dataset=["phantom/cells", "phantom/organs"],
+    backbone="vit/tiny-14",
+    seed=range(2),
+    epochs=1,
+    eval="knn",
+    subset_seed=[0, 1],
+    label_fraction=[0.1, 1.0],
+)
+ABOUT = {"code": "0.1.0", "dataset_md5": "d", "device": "test", "finished_at": datetime.now(UTC)}
+
+
+def put(store, cell, auroc=0.75):
+    metrics = {"auroc": auroc, "accuracy": 0.5}
+    arrays = {
+        "scores": np.float32([[0.25, 0.75], [1, 0], [0.5, 0.5]]),
+        "target": np.uint8([[0, 1], [1, 0], [1, 0]]),
+    }
+    results.save(store, cell, metrics, arrays, ABOUT)
+    return arrays
+
+
+def test_a_cell_is_missing_until_it_is_saved(tmp_path):
+    store, cells = Store(tmp_path), SWEEP.cells()
+    assert results.missing(cells, store) == cells
+    put(store, cells[3])
+    assert results.missing(cells, store) == cells[:3] + cells[4:]
+
+
+def test_a_row_holds_the_whole_spec_and_where_it_came_from(tmp_path):
+    store, cell = Store(tmp_path), SWEEP.cells()[-1]
+    put(store, cell)
+    row = results.table(store).to_pylist()[0]
+    assert row["cell"] == cell.id
+    assert row["encoder"] == cell.encoder.id
+    for name in ("method", "dataset", "backbone", "init", "views", "seed", "learning_rate"):
+        assert row[name] == getattr(cell.encoder, name)
+    for name in ("eval", "target", "label_fraction", "subset_seed"):
+        assert row[name] == getattr(cell, name)
+    assert json.loads(row["recipe"]) == dict(cell.encoder.recipe)
+    assert json.loads(row["settings"]) == dict(cell.settings)
+    assert (row["metric"], row["value"], row["code"]) == ("auroc", 0.75, "0.1.0")
+    assert row["pretrain_s"] is None  # not told: no number rather than a false one
+
+
+def test_predictions_are_kept_to_the_bit(tmp_path):
+    store, cell = Store(tmp_path), SWEEP.cells()[0]
+    arrays = put(store, cell)
+    read = results.predictions(store, cell)
+    assert read.keys() == arrays.keys()
+    assert all(
+        np.array_equal(read[k], arrays[k]) and read[k].dtype == arrays[k].dtype for k in read
+    )
+    with pytest.raises(ValueError, match="run its sweep first"):
+        results.predictions(store, SWEEP.cells()[1])
+
+
+def test_a_cell_is_not_done_before_its_predictions_are(tmp_path, monkeypatch):
+    store, cell = Store(tmp_path), SWEEP.cells()[0]
+    order = []
+    write = Store.write
+    monkeypatch.setattr(Store, "write", lambda s, n, c: (order.append(n), write(s, n, c)))
+    put(store, cell)
+    assert order == [f"predictions/{cell.id}.parquet", f"rows/{cell.id}.parquet"]
+
+
+def test_a_broken_file_is_named_with_a_remedy(tmp_path):
+    store, cells = Store(tmp_path), SWEEP.cells()
+    put(store, cells[0])
+    store.write(f"rows/{cells[1].id}.parquet", b"PAR1 torn")
+    with pytest.raises(ValueError, match=rf"{cells[1].id}\.parquet cannot be read .* move it away"):
+        results.table(store)
+
+
+def test_a_table_of_cells_is_in_their_order_and_holds_no_others(tmp_path):
+    store, cells = Store(tmp_path), SWEEP.cells()
+    for cell in cells[:5]:
+        put(store, cell)
+    wanted = [cells[4], cells[1], cells[9]]
+    found = results.table(store, wanted)["cell"].to_pylist()
+    assert found == [cells[4].id] * 2 + [cells[1].id] * 2
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_exports_hold_every_row(tmp_path, suffix):
+    store = Store(tmp_path / "store")
+    put(store, SWEEP.cells()[0])
+    path = tmp_path / f"out{suffix}"
+    results.export(results.table(store), path)
+    if suffix == ".parquet":
+        assert pq.read_table(path).schema.equals(results.ROW)
+    else:
+        assert len(path.read_text().splitlines()) == 3
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """AUROC 0.6 for none, 0.8 for simclr; seed 1 is 0.1 above seed 0, subset 1 0.02 above 0."""
+    store = Store(tmp_path)
+    for cell in SWEEP.cells():
+        value = 0.8 if cell.encoder.method == "simclr" else 0.6
+        put(store, cell, value + 0.1 * cell.encoder.seed + 0.02 * cell.subset_seed)
+    return results.table(store, SWEEP.cells()).to_pylist()
+
+
+def test_a_summary_averages_subsets_then_seeds(rows):
+    (table,) = tables.summaries(rows)
+    assert table.title == "knn auroc"
+    assert table.header == ["target", "method", "10%", "100%"]
+    assert table.rows[0] == ["phantom/cells", "none", "0.660 ± 0.071", "0.650 ± 0.071"]
+    assert table.rows[1] == ["phantom/cells", "simclr", "0.860 ± 0.071", "0.850 ± 0.071"]
+    assert [row[0] for row in table.rows] == ["phantom/cells"] * 2 + ["phantom/organs"] * 2
+    assert "2 pretraining seeds" in table.caption
+    assert "backbone vit/tiny-14" in table.caption
+
+
+def test_what_was_not_measured_is_a_dash_and_one_seed_has_no_spread(rows):
+    one = [r for r in rows if r["seed"] == 0 and r["subset_seed"] == 0]
+    few = [r for r in one if not (r["method"] == "none" and r["label_fraction"] == 1)]
+    (table,) = tables.summaries(few)
+    assert table.rows[0][2:] == ["0.600", "-"]
+
+
+def test_an_axis_that_varies_is_a_column(rows):
+    other = [{**r, "learning_rate": 1.0} for r in rows if r["method"] == "simclr"]
+    (table,) = tables.summaries(rows + other)
+    assert table.header == ["target", "learning_rate", "method", "10%", "100%"]
+    assert [row[1] for row in table.rows[:3]] == ["-", "0.0003", "1"]
+
+
+def test_markdown_and_latex_are_whole(rows):
+    text = tables.markdown(tables.summaries(rows))
+    assert "| phantom/cells | simclr | 0.860 ± 0.071 | 0.850 ± 0.071 |" in text
+    moco = [{**r, "method": "moco_v3"} for r in rows if r["method"] == "simclr"]
+    tex = tables.latex(tables.summaries(moco))
+    assert r"moco\_v3 & 0." in tex
+    assert r" $\pm$ " in tex
+    assert r"10\% & 100\% \\" in tex
+    assert tex.count("\\begin{tabular}{llrr}") == tex.count("\\end{tabular}") == 1

@@ -1,0 +1,107 @@
+"""One trial: work is shared, finished work stays, and what failed is explained."""
+
+import json
+
+import pytest
+import torch
+
+from medssl import results, trial
+from medssl.evals import knn
+from medssl.spec import Sweep
+from medssl.store import Store
+
+HERE = trial.Here(torch.device("cpu"), code="test")
+
+
+def sweep(**changes) -> Sweep:
+    given = {
+        "name": "t",
+        "method": "simclr",
+        "dataset": "phantom/lesions",
+        "backbone": "vit/tiny-14",
+    }
+    given |= {"image_size": 28, "epochs": 1, "warmup_epochs": 0, "label_fraction": [0.1, 1.0]}
+    return Sweep(**given | changes)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How often an encoder was pretrained and features were extracted."""
+    calls = {"pretrain": 0, "extract": 0}
+    for name in calls:
+
+        def count(*a, name=name, real=getattr(trial, name), **k):
+            calls[name] += 1
+            return real(*a, **k)
+
+        monkeypatch.setattr(trial, name, count)
+    return calls
+
+
+def test_one_encoder_serves_every_cell_and_comes_back_from_the_store(tmp_path, counted):
+    store, cells = Store(tmp_path), sweep().cells()
+    assert len(cells) == 4
+    trial.run(cells, store, HERE)
+    assert results.missing(cells, store) == []
+    assert counted == {"pretrain": 1, "extract": 3}
+    more = results.missing(sweep(label_fraction=[0.1, 0.5, 1.0]).cells(), store)
+    assert {c.label_fraction for c in more} == {0.5}
+    trial.run(more, store, HERE)
+    assert counted == {"pretrain": 1, "extract": 3}  # a new fraction: no pretraining, no pass
+    rows = results.table(store).to_pylist()
+    assert {r["encoder_code"] for r in rows} == {"test"}
+    assert all(r["views_per_s"] > 0 and r["pretrain_s"] > 0 for r in rows)
+    assert len({(r["pretrain_s"], r["dataset_md5"], r["target_md5"]) for r in rows}) == 1
+    assert not store.names("checkpoints", ".pt")
+
+
+def test_features_read_back_give_the_same_numbers(tmp_path):
+    a, b = Store(tmp_path / "a"), Store(tmp_path / "b")
+    trial.run(sweep().cells(), a, HERE)
+    for cell in sweep().cells():  # one trial per cell: encoder and features come from the store
+        trial.run([cell], b, HERE)
+
+    def values(store):
+        return [(r["cell"], r["metric"], r["value"]) for r in results.table(store).to_pylist()]
+
+    assert values(a) == values(b)
+
+
+def test_a_transfer_cell_judges_on_the_target(tmp_path):
+    store, cells = Store(tmp_path), sweep(method="none", target="phantom/xray", eval="knn").cells()
+    trial.run(cells, store, HERE)
+    rows = results.table(store).to_pylist()
+    assert {(r["dataset"], r["target"]) for r in rows} == {("phantom/lesions", "phantom/xray")}
+    assert results.predictions(store, cells[0])["scores"].shape[1] == 4
+
+
+def test_a_cell_that_fails_is_absent_and_explained_and_the_others_are_done(tmp_path, monkeypatch):
+    store, cells = Store(tmp_path), sweep(method="none").cells()
+
+    def broken(subject, config):
+        raise RuntimeError("no neighbours today")
+        yield
+
+    monkeypatch.setattr(knn, "evaluate", broken)
+    with pytest.raises(
+        trial.CellsFailed, match=r"knn on phantom/lesions at 0\.1: RuntimeError: no nei"
+    ):
+        trial.run(cells, store, HERE)
+    assert {c.eval for c in results.missing(cells, store)} == {"knn"}
+    said = json.loads(store.read(f"progress/{cells[0].encoder.id}.json"))
+    assert said["state"] == "failed"
+    assert "no neighbours today" in said["reason"]
+    assert said["cells_done"] == 2
+    assert "Traceback" in store.read(f"logs/{cells[0].encoder.id}.log").decode()
+
+
+def test_progress_and_log_tell_what_happened(tmp_path):
+    store, cells = Store(tmp_path), sweep(epochs=2, eval="knn").cells()
+    trial.run(cells, store, HERE)
+    said = json.loads(store.read(f"progress/{cells[0].encoder.id}.json"))
+    assert (said["state"], said["cells_done"], said["cells"]) == ("finished", 2, 2)
+    assert [
+        set(e) >= {"loss", "lr", "spread", "views_per_s", "data_wait"} for e in said["curve"]
+    ] == ([True, True])
+    log = store.read(f"logs/{cells[0].encoder.id}.log").decode()
+    assert "epoch 2: loss=" in log
