@@ -182,8 +182,8 @@ def script(file: str) -> None:
 
 def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
     from medssl import plan as planning
-    from medssl import results, sweep, tracking, watch
     from medssl import status as state
+    from medssl import sweep, tracking, watch
     from medssl.store import Store
 
     console, kept = _console(), Store(store)
@@ -202,7 +202,7 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
     def read() -> state.Status:
         return state.read(plan.cells, kept)
 
-    lost, interrupted = {}, False
+    lost: dict[str, str] = {}
     if plan.missing:
         stop = threading.Event()
         beside = [
@@ -212,10 +212,9 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
         for thread in beside:
             thread.start()
         try:
-            outcome = sweep.run(plan.missing, kept, data, code, plan.sweep.resources)
-            lost, interrupted = outcome.lost, outcome.interrupted
+            lost = sweep.run(plan.missing, kept, data, code, plan.sweep.resources)
         except KeyboardInterrupt:
-            interrupted = True
+            pass  # before Ray was up; what is missing is said below
         finally:
             stop.set()
             for thread in beside:
@@ -223,27 +222,40 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
     end = read()
     mirror.sync(end)
     _table(sweep_file, store, "auroc", Format.terminal, None)
-    missing = len(results.missing(plan.cells, kept))
-    for trial in end.trials:
-        if trial.done < len(trial.cells) and (trial.state == "failed" or trial.spec.id in lost):
-            why = watch.reason(trial) if trial.state == "failed" else lost[trial.spec.id]
+    return _farewell(console, end, lost, kept, store, mirror.trouble)
+
+
+def _farewell(console, end, lost: dict[str, str], kept, store: Path, trouble: str) -> int:
+    """What failed and why, where everything is, and the exit code: 0 only if nothing is missing."""
+    from medssl import watch
+
+    left = [trial for trial in end.trials if trial.done < len(trial.cells)]
+    stopped = False
+    for trial in left:
+        why = watch.reason(trial) if trial.state == "failed" else lost.get(trial.spec.id)
+        stopped = stopped or why is None
+        if why is not None:
             console.print(
                 f"[red]failed[/red] {trial.spec.method} on {trial.spec.dataset}, "
                 f"{trial.spec.backbone}, seed {trial.spec.seed}: {_plain(why)}\n"
                 f"       log: {kept.root}/logs/{trial.spec.id}.log",
                 soft_wrap=True,
+                highlight=False,
             )
     console.print(f"\nstore   {kept.root}", soft_wrap=True, highlight=False)
     console.print(f"curves  medssl ui --store {shlex.quote(str(store))}", soft_wrap=True)
-    if mirror.trouble:
-        console.print(f"[yellow]MLflow is behind[/yellow] ({_plain(mirror.trouble)}): run again")
-    if interrupted:
-        console.print(f"Interrupted with {missing} cells missing; run the same again to go on.")
-        return 130
+    if trouble:
+        console.print(
+            f"[yellow]MLflow is behind[/yellow] ({_plain(trouble)}): it is brought up to date when "
+            "the sweep is run again",
+            soft_wrap=True,
+        )
+    missing = end.cells - end.cells_done
     if missing:
-        console.print(f"[red]{missing} of {len(plan.cells)} cells have no result.[/red]")
-        return 1
-    return 0
+        console.print(f"[red]{missing} of {end.cells} cells have no result.[/red]")
+    if stopped:
+        console.print("It was stopped; run the same again to go on.")
+    return 130 if stopped else 1 if missing else 0
 
 
 def _mirror(mirror, read, stop: threading.Event) -> None:

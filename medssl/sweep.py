@@ -40,18 +40,14 @@ class Job:
     gpu: float  # resources.gpu, decided
 
 
-@dataclass
-class Outcome:
-    """What Ray knows at the end; what was measured is in the store."""
-
-    lost: dict[str, str]  # encoder id -> why, of trials whose worker died once too often
-    interrupted: bool  # by Ctrl-C; to resume, run it again
-
-
 def run(
     cells: Sequence[Cell], store: Store, data: Path | None, code: str, resources: Resources
-) -> Outcome:
-    """Runs one trial per encoder of `cells`, the missing ones. Blocks until the last has ended."""
+) -> dict[str, str]:
+    """Runs one trial per encoder of `cells`, the missing ones; blocks until the last has ended.
+
+    Returns why, by encoder id, of the trials whose worker died once too often. What was measured,
+    and what failed with a word, is in the store. Ctrl-C ends it early and raises nothing.
+    """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray
@@ -83,8 +79,7 @@ def run(
         ),
     )
     found = tuner.fit()
-    lost = {r.config["encoder"]: _why(r.error) for r in found if r.error is not None}
-    return Outcome(lost, interrupted=found.num_terminated + found.num_errors < len(todo))
+    return {r.config["encoder"]: _why(r.error) for r in found if r.error is not None}
 
 
 def _trial(config: dict, job: Job, todo: dict[str, list[Cell]]) -> None:

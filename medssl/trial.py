@@ -59,7 +59,7 @@ def run(cells: Sequence[Cell], store: Store, here: Here) -> None:
         failed = evaluate(cells, trained, about, store, here, progress)
         if failed:
             raise CellsFailed("; ".join(failed))
-    except BaseException as error:
+    except Exception as error:
         progress.fail(error)
         raise
     progress.publish("finished")
@@ -91,7 +91,7 @@ class Progress:
         self.say(f"epoch {epoch}: " + " ".join(f"{k}={v:.4g}" for k, v in values.items()))
         self.publish("pretraining", every_s=PUBLISH_S)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: Exception) -> None:
         self.say("".join(traceback.format_exception(error)))
         self.publish("failed", reason=f"{type(error).__name__}: {error}")
 

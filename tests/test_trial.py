@@ -24,17 +24,20 @@ def sweep(**changes) -> Sweep:
     return Sweep(**given | changes)
 
 
+def _counting(calls, name, real):
+    def count(*arguments, **named):
+        calls[name] += 1
+        return real(*arguments, **named)
+
+    return count
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """How often an encoder was pretrained and features were extracted."""
     calls = {"pretrain": 0, "extract": 0}
     for name in calls:
-
-        def count(*a, name=name, real=getattr(trial, name), **k):
-            calls[name] += 1
-            return real(*a, **k)
-
-        monkeypatch.setattr(trial, name, count)
+        monkeypatch.setattr(trial, name, _counting(calls, name, getattr(trial, name)))
     return calls
 
 

@@ -78,13 +78,13 @@ def _summary(title: str, rows: list[dict]) -> Summary:
         found[line][row["label_fraction"]][row["seed"]].append(row["value"])
     fractions = sorted({row["label_fraction"] for row in rows})
     seeds = len({row["seed"] for row in rows})
-    same = (f"{axis} {_shared(rows, axis)}" for axis in NOTED if axis not in shown)
+    same = {axis: _shared(rows, axis) for axis in NOTED if axis not in shown}
     spread = f", mean ± sd over {seeds} pretraining seeds" if seeds > 1 else ", 1 pretraining seed"
     return Summary(
         title=title,
         header=[*shown, *(f"{100 * f:g}%" for f in fractions)],
         rows=[[*line, *(_number(cells[f]) for f in fractions)] for line, cells in found.items()],
-        caption=f"test split{spread}; {', '.join(same)}",
+        caption=f"test split{spread}; {', '.join(f'{k} {v}' for k, v in same.items() if v)}",
     )
 
 
@@ -101,7 +101,7 @@ def _varies(rows: list[dict], axis: str) -> bool:
 
 def _shared(rows: list[dict], axis: str) -> str:
     of_pretrained = [row for row in rows if row["method"] != NONE or axis not in RECIPE]
-    return _text(of_pretrained[0], axis) if of_pretrained else "-"
+    return _text(of_pretrained[0], axis) if of_pretrained else ""
 
 
 def _text(row: dict, axis: str) -> str:

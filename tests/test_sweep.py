@@ -1,0 +1,263 @@
+"""A sweep through Ray, as a user runs it: shared, resumed, killed, extended, and always right."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medssl import plan, results
+from medssl.store import Store
+
+pytestmark = pytest.mark.slow
+
+FILE = """
+from medssl import Resources, Sweep
+
+def sweep():
+    given = dict(
+        name="tiny", method=["none", "simclr"], dataset="phantom/lesions", backbone="vit/tiny-14",
+        image_size=28, epochs=2, warmup_epochs=1, learning_rate=1e-3, seed=[0, 1], eval="knn",
+        label_fraction=[0.1, 1.0], resources=Resources(cpu=1, checkpoint_s=0.2),
+    )
+    return Sweep(**given | dict({changes}))
+"""
+
+
+class Runs:
+    """`medssl run` on one sweep file and one store, as processes of their own."""
+
+    def __init__(self, folder: Path, changes: str = "", env: dict | None = None):
+        self.file, self.store = folder / "tiny.py", Store(folder / "store")
+        self.env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        self.change(changes)
+
+    def change(self, changes: str) -> None:
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(FILE.replace("{changes}", changes))
+
+    def start(self, verb: str = "run") -> subprocess.Popen:
+        command = [sys.executable, "-m", "medssl", verb, self.file, "--store", self.store.root]
+        return subprocess.Popen(
+            command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def run(self, verb: str = "run") -> tuple[int, str]:
+        process = self.start(verb)
+        out, _ = process.communicate(timeout=300)
+        return process.returncode, out
+
+    @property
+    def cells(self):
+        return plan.load(self.file).cells()
+
+    def values(self) -> dict:
+        """(cell, metric) -> value; fails where a row is there twice."""
+        rows = results.table(self.store).to_pylist()
+        found = {(r["cell"], r["metric"]): r["value"] for r in rows}
+        assert len(found) == len(rows)
+        return found
+
+    def progress(self) -> list[dict]:
+        names = self.store.names("progress", ".json")
+        return [json.loads(self.store.read(f"progress/{name}.json")) for name in names]
+
+    def encoders(self) -> dict[str, float]:
+        files = (self.store.root / "encoders").glob("*.safetensors")
+        return {f.name: f.stat().st_mtime for f in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A sweep that nothing disturbed, and what it printed."""
+    runs = Runs(tmp_path_factory.mktemp("undisturbed"))
+    code, out = runs.run()
+    assert code == 0, out
+    return runs, out
+
+
+def test_it_ends_with_the_table_the_store_and_the_way_to_the_curves(undisturbed):
+    runs, out = undisturbed
+    assert results.missing(runs.cells, runs.store) == []
+    assert "phantom/lesions" in out
+    assert re.search(r"simclr .*\d\.\d{3} ± \d\.\d{3}", out)
+    assert str(runs.store.root) in out
+    assert "medssl ui --store" in out
+
+
+def test_a_trial_uses_the_cores_it_was_given(undisturbed):
+    runs, _ = undisturbed
+    assert set(results.table(runs.store)["threads"].to_pylist()) == {1}
+
+
+def test_again_starts_nothing(undisturbed):
+    runs, _ = undisturbed
+    before, values = runs.encoders(), runs.values()
+    code, out = runs.run()
+    assert code == 0
+    assert "8 done, 0 missing" in out
+    assert runs.encoders() == before
+    assert runs.values() == values
+
+
+def test_one_mlflow_run_per_encoder_with_its_spec_curves_metrics_and_figures(undisturbed):
+    runs, _ = undisturbed
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{runs.store.root}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    found = client.search_runs([experiment.experiment_id])
+    encoders = {c.encoder.id: c.encoder for c in runs.cells}
+    assert sorted(r.data.tags["medssl.encoder"] for r in found) == sorted(encoders)
+    for run in found:
+        spec = encoders[run.data.tags["medssl.encoder"]]
+        assert run.info.status == "FINISHED"
+        assert run.data.params["method"] == spec.method
+        assert run.data.params["seed"] == str(spec.seed)
+        cell = next(c for c in runs.cells if c.encoder == spec and c.label_fraction == 0.1)
+        assert run.data.metrics["knn/auroc:0.1"] == runs.values()[cell.id, "auroc"]
+        figures = {f.path for f in client.list_artifacts(run.info.run_id, "figures")}
+        assert "figures/label_efficiency.png" in figures
+        if spec.method == "simclr":
+            assert "figures/learning_curve.png" in figures
+            assert run.data.params["temperature"] == "0.2"
+            for curve in ("loss", "lr", "spread", "views_per_s", "data_wait"):
+                steps = [m.step for m in client.get_metric_history(run.info.run_id, curve)]
+                assert steps == [1, 2]
+
+
+def test_status_and_plan_read_the_store_alone(undisturbed):
+    runs, _ = undisturbed
+    code, out = runs.run("status")
+    assert (code, "trials 4/4 done, 0 running; cells 8/8" in out) == (0, True)
+    code, out = runs.run("plan")
+    assert "4 encoders, 8 cells, 8 done, 0 missing" in out
+
+
+def test_a_new_label_fraction_starts_no_pretraining(undisturbed):
+    runs, _ = undisturbed
+    before = runs.encoders()
+    runs.change("label_fraction=[0.1, 0.5, 1.0]")
+    code, out = runs.run()
+    assert code == 0, out
+    assert "12 cells, 8 done, 4 missing" in out
+    assert "encoders to make" not in out
+    assert runs.encoders() == before
+    assert results.missing(runs.cells, runs.store) == []
+    runs.change("")
+
+
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(undisturbed, tmp_path):
+    """Kill -9 of the driver, five times, and before two of them of a worker, at random moments."""
+    long = "epochs=8, method=['simclr', 'byol']"
+    runs, calm, rng = Runs(tmp_path, long), Runs(tmp_path / "calm", long), random.Random(0)
+    code, out = calm.run()
+    assert code == 0, out
+    kills = []
+    for victim in ("driver", "worker", "driver", "worker", "driver"):
+        process = runs.start()
+        began, wait = time.time(), rng.uniform(0, 3)
+        while not _working(runs, since=began):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
+        time.sleep(wait)
+        working = _working(runs, since=began)
+        if victim == "worker" and working:
+            os.kill(working[0]["pid"], signal.SIGKILL)
+            kills.append(victim)
+            time.sleep(wait)  # Tune starts the trial again, and may be in the middle of it
+        process.kill()
+        kills.append("driver")
+        process.communicate()
+    code, out = runs.run()
+    assert code == 0, out
+    assert kills.count("driver") == 5, kills
+    assert kills.count("worker") >= 1, kills
+    assert runs.values() == calm.values()
+    assert results.missing(runs.cells, runs.store) == []
+
+
+def _working(runs: Runs, since: float) -> list[dict]:
+    return [
+        said
+        for said in runs.progress()
+        if said["state"] in ("pretraining", "evaluating") and said["updated"] > since
+    ]
+
+
+def test_a_diverged_trial_is_named_and_the_others_are_done(tmp_path):
+    runs = Runs(tmp_path, "learning_rate=[1e-3, 1e30], seed=0, epochs=1")
+    code, out = runs.run()
+    assert code == 1
+    assert "failed simclr on phantom/lesions" in out
+    assert "NotFinite" in out
+    assert "lower learning_rate" in out
+    log = Path(re.search(r"log: (\S+\.log)", out)[1])
+    assert "Traceback" in log.read_text()
+    assert "2 of 6 cells have no result." in out
+    left = results.missing(runs.cells, runs.store)
+    assert {c.encoder.learning_rate for c in left} == {1e30}
+
+
+def test_ctrl_c_ends_it_and_the_next_run_goes_on(tmp_path):
+    runs = Runs(tmp_path, "epochs=30, seed=0")
+    process = runs.start()
+    began = time.time()
+    while not [s for s in _working(runs, since=began) if s["curve"]]:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, out
+    assert "It was stopped; run the same again to go on." in out
+    assert "failed" not in out
+    assert "Traceback" not in out
+    assert runs.store.names("checkpoints", ".pt")
+
+
+def test_a_killed_worker_is_replaced_and_the_sweep_goes_on_by_itself(tmp_path):
+    runs = Runs(tmp_path, "epochs=6, seed=0")
+    process = runs.start()
+    began = time.time()
+    while not [s for s in _working(runs, since=began) if s["curve"]]:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.kill(next(s["pid"] for s in runs.progress() if s["curve"]), signal.SIGKILL)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert results.missing(runs.cells, runs.store) == []
+
+
+def test_a_tracking_server_that_is_down_loses_nothing(tmp_path):
+    runs = Runs(tmp_path, "seed=0, epochs=1", env={"MLFLOW_TRACKING_URI": "http://127.0.0.1:9"})
+    code, out = runs.run()
+    assert code == 0, out
+    assert results.missing(runs.cells, runs.store) == []
+    assert "MLflow at http://127.0.0.1:9 does not answer" in out
+    assert out.count("does not answer") == 1
+    runs.env.pop("MLFLOW_TRACKING_URI")
+    code, out = runs.run()  # it is back: what it missed is sent
+    assert code == 0
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{runs.store.root}/mlflow.db")
+    found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
+    assert len(found) == 2
+    assert all("knn/auroc:1" in run.data.metrics for run in found)
+
+
+def test_absent_data_stops_it_before_anything_is_started(tmp_path):
+    runs = Runs(tmp_path, 'dataset="medmnist/chestmnist"')
+    runs.env |= {"MEDMNIST_ROOT": str(tmp_path / "data"), "http_proxy": "http://127.0.0.1:9"}
+    runs.env |= {"https_proxy": "http://127.0.0.1:9"}
+    code, out = runs.run()
+    assert code == 2
+    assert "chestmnist.npz" in out.replace("\n", "")
+    assert "Nothing was started." in out
+    assert not runs.store.names("progress", ".json")
