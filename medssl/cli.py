@@ -269,7 +269,7 @@ def _figures(kept):
 
     def of(trial):
         rows = results.table(kept, trial.cells).to_pylist()
-        return figures.of_encoder(trial.said.get("curve", []), rows)
+        return figures.of_encoder(trial.curve, rows)
 
     return of
 

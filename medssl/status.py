@@ -25,6 +25,11 @@ class Trial:
     said: dict = field(default_factory=dict)  # progress/ID.json
 
     @property
+    def curve(self) -> list[dict[str, float]]:
+        """What was logged, an entry per pretrained epoch."""
+        return self.said.get("curve", [])
+
+    @property
     def state(self) -> str:
         """finished | failed | pretraining | evaluating | waiting"""
         if self.done == len(self.cells):
@@ -57,19 +62,22 @@ class Status:
     def of(self, *states: str) -> list[Trial]:
         return [t for t in self.trials if t.state in states]
 
-    def eta_s(self, since: float, done_then: float) -> float | None:
-        """Seconds left at the pace since then, in shares of trials; None before there is a pace."""
-        gained = self.share - done_then
-        return (1 - self.share) * (time.time() - since) / gained if gained > 0 else None
+    def eta_s(self) -> float | None:
+        """Seconds left: epochs to go, each as long as such epochs took; None before one is done.
 
-    @property
-    def share(self) -> float:
-        """Of the work, in [0, 1]: a pretrained epoch counts like its share of the trial."""
-        return sum(map(_share, self.trials)) / max(len(self.trials), 1)
+        Evaluations are not counted: their share is small, and unknown before the first.
+        """
+        left = [t for t in self.trials if t.state not in ("finished", "failed")]
+        to_go = [(t, t.spec.epochs - len(t.curve)) for t in left if t.spec.epochs > len(t.curve)]
+        pace = [(t, _epoch_s(t, self.trials)) for t, _ in to_go]
+        if not to_go or any(seconds is None for _, seconds in pace):
+            return None
+        work = sum(n * s for (_, n), (_, s) in zip(to_go, pace, strict=True))
+        return work / max(1, len(self.of("pretraining", "evaluating")))
 
 
-def read(cells: Sequence[Cell], store: Store, finished: dict | None = None) -> Status:
-    """The state of every encoder; `finished` remembers, between calls, those that need no look."""
+def read(cells: Sequence[Cell], store: Store) -> Status:
+    """The state of every encoder of the cells."""
     trials: dict[str, Trial] = {}
     for cell in cells:
         trials.setdefault(cell.encoder.id, Trial(cell.encoder, [])).cells.append(cell)
@@ -77,17 +85,20 @@ def read(cells: Sequence[Cell], store: Store, finished: dict | None = None) -> S
     spoke = store.names("progress", ".json")
     for id, trial in trials.items():
         trial.done = sum(cell.id in done for cell in trial.cells)
-        if id in spoke and not (finished and id in finished):
+        if id in spoke:
             trial.said = json.loads(store.read(f"progress/{id}.json") or b"{}")
-        elif finished and id in finished:
-            trial.said = finished[id]
-        if finished is not None and trial.state == "finished":
-            finished[id] = trial.said
     return Status(list(trials.values()))
 
 
-def _share(trial: Trial) -> float:
-    if trial.state in ("finished", "failed"):
-        return 1.0
-    pretrained = len(trial.said.get("curve", ())) / max(trial.spec.epochs, 1)
-    return 0.9 * pretrained + 0.1 * trial.done / len(trial.cells)
+def _epoch_s(trial: Trial, trials: list[Trial]) -> float | None:
+    """Seconds of one epoch: of this trial, else of those like it, else of any."""
+    alike = ("dataset", "backbone", "method"), ("dataset", "backbone"), ()
+    groups = [[trial]] + [
+        [t for t in trials if all(getattr(t.spec, f) == getattr(trial.spec, f) for f in fields)]
+        for fields in alike
+    ]
+    for group in groups:
+        seconds = [epoch["seconds"] for t in group for epoch in t.curve]
+        if seconds:
+            return sum(seconds) / len(seconds)
+    return None

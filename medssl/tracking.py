@@ -99,7 +99,7 @@ class Mirror:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        curve = trial.said.get("curve", [])
+        curve = trial.curve
         new = [
             Metric(name, value, now, epoch)
             for epoch, values in enumerate(curve[run.epochs :], start=run.epochs + 1)

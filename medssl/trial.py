@@ -130,6 +130,11 @@ def encoder_of(
         return Pretrained(encoder, Loaded()), about
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
     progress.publish("pretraining")
+
+    def save(state: bytes) -> None:
+        store.write(checkpoint, state)
+        progress.publish("pretraining")  # a sign of life within long epochs
+
     trained = pretrain(
         spec,
         images,
@@ -137,7 +142,7 @@ def encoder_of(
         report=progress.epoch,
         checkpoint=Checkpoint(
             load=lambda: store.read(checkpoint),
-            save=lambda state: store.write(checkpoint, state),
+            save=save,
             every_s=here.checkpoint_s,
         ),
     )

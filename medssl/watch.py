@@ -1,7 +1,7 @@
 """The live view of a sweep, from the store alone: the same for `run` and for `status` elsewhere.
 
 On a terminal a table that is redrawn; elsewhere (a pod's log, a file) a line when something has
-changed, at most every ten seconds.
+changed, at most every ten seconds and at least every minute.
 """
 
 import threading
@@ -18,14 +18,14 @@ from medssl.status import Status, Trial
 SHOWN = 12  # running and failed trials listed; more would scroll off
 
 
-def render(status: Status, eta_s: float | None = None) -> Group:
+def render(status: Status) -> Group:
     """A line of counts, the trials that run, and those that failed with their first line."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in ("encoder", "method", "dataset", "backbone", "seed", "now", "loss", "views/s"):
         table.add_column(column, overflow="fold")
     running = status.of("pretraining", "evaluating")
     for trial in running[:SHOWN]:
-        last = trial.said["curve"][-1] if trial.said.get("curve") else {}
+        last = trial.curve[-1] if trial.curve else {}
         table.add_row(
             trial.spec.id,
             trial.spec.method,
@@ -40,17 +40,18 @@ def render(status: Status, eta_s: float | None = None) -> Group:
         Text(f"failed {t.spec.id} {t.spec.method} on {t.spec.dataset}: {reason(t)}", style="red")
         for t in status.of("failed")[:SHOWN]
     ]
-    parts = [Text(line(status, eta_s), style="bold")]
+    parts = [Text(line(status), style="bold")]
     return Group(*parts, *([table] if running else []), *failed)
 
 
-def line(status: Status, eta_s: float | None = None) -> str:
+def line(status: Status) -> str:
     """trials 3/8 done, 2 running, 1 failed; cells 18/48; about 4 min left"""
     states = status.states
     running = states["pretraining"] + states["evaluating"]
     text = f"trials {states['finished']}/{len(status.trials)} done, {running} running"
     text += f", {states['failed']} failed" if states["failed"] else ""
     text += f"; cells {status.cells_done}/{status.cells}"
+    eta_s = status.eta_s() if running else None
     return text + (f"; about {duration(eta_s)} left" if eta_s is not None else "")
 
 
@@ -67,28 +68,21 @@ def duration(seconds: float) -> str:
 
 def follow(read: Callable[[], Status], stop: threading.Event, console: Console) -> None:
     """Shows `read()` until `stop` is set. Runs in a thread of its own."""
-    began, first = time.time(), read()
-    done_then = first.share
-
-    def now() -> tuple[Status, float | None]:
-        status = read()
-        return status, status.eta_s(began, done_then) if status.share < 1 else None
-
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             while not stop.wait(1):
-                live.update(render(*now()))
+                live.update(render(read()))
         return
-    said, at = "", 0.0
+    said, at = None, 0.0
     while not stop.wait(2):
-        status, eta_s = now()
-        text = line(status)
-        if text != said and time.monotonic() - at > 10:
-            console.print(line(status, eta_s), highlight=False, soft_wrap=True)
-            said, at = text, time.monotonic()
+        status = read()
+        quiet_s = time.monotonic() - at
+        if quiet_s > 60 or (status.states != said and quiet_s > 10):
+            console.print(line(status), highlight=False, soft_wrap=True)
+            said, at = status.states, time.monotonic()
 
 
 def _now(trial: Trial) -> str:
     if trial.state == "evaluating":
         return f"evaluating {trial.done}/{len(trial.cells)}"
-    return f"epoch {len(trial.said.get('curve', ()))}/{trial.spec.epochs}"
+    return f"epoch {len(trial.curve)}/{trial.spec.epochs}"

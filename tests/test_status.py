@@ -1,0 +1,80 @@
+"""How far a sweep is, from what trials have written: nothing is asked of Ray."""
+
+import io
+import json
+import time
+
+import pytest
+from rich.console import Console
+
+from medssl import status, watch
+from medssl.spec import Sweep
+from medssl.store import Store
+
+SWEEP = Sweep(
+    name="t",
+    method="simclr",
+    dataset=["phantom/cells", "phantom/organs"],
+    backbone="vit/tiny-14",
+    seed=[0, 1],
+    epochs=10,
+    eval="knn",
+    label_fraction=1.0,
+)
+CELLS = SWEEP.cells()  # cells 0, cells 1, organs 0, organs 1
+
+
+def say(store, cell, state, epochs=0, seconds=2.0, ago=0.0, **more):
+    curve = [{"loss": 5.0, "seconds": seconds, "views_per_s": 1234.0}] * epochs
+    said = {"state": state, "curve": curve, "updated": time.time() - ago, **more}
+    store.write(f"progress/{cell.encoder.id}.json", json.dumps(said).encode())
+
+
+def done(store, cell):
+    store.write(f"rows/{cell.id}.parquet", b"-")
+
+
+def shown(found) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(watch.render(found))
+    return console.file.getvalue()
+
+
+def test_states_are_told_apart(tmp_path):
+    store = Store(tmp_path)
+    assert status.read(CELLS, store).states == {"waiting": 4}
+    say(store, CELLS[0], "finished", 10)
+    done(store, CELLS[0])
+    say(store, CELLS[1], "pretraining", 4)
+    say(store, CELLS[2], "failed", reason="NotFinite: it diverged\nTraceback ...")
+    found = status.read(CELLS, store)
+    assert found.states == {"finished": 1, "pretraining": 1, "failed": 1, "waiting": 1}
+    assert (found.cells, found.cells_done) == (4, 1)
+    text = shown(found)
+    assert "trials 1/4 done, 1 running, 1 failed; cells 1/4" in text
+    assert "epoch 4/10" in text
+    assert "1,234" in text
+    assert "NotFinite: it diverged" in text
+    assert "Traceback" not in text
+
+
+def test_a_trial_that_fell_silent_is_waiting_again(tmp_path):
+    store = Store(tmp_path)
+    say(store, CELLS[0], "pretraining", 1, ago=status.SILENT_S + 1)
+    assert status.read(CELLS, store).states == {"waiting": 4}
+
+
+def test_a_finished_trial_that_is_asked_for_more_is_waiting(tmp_path):
+    store = Store(tmp_path)
+    say(store, CELLS[0], "finished", 10)
+    assert status.read(CELLS[:1], store).states == {"waiting": 1}
+
+
+def test_time_left_is_epochs_to_go_at_the_pace_of_their_like(tmp_path):
+    store = Store(tmp_path)
+    assert status.read(CELLS, store).eta_s() is None
+    say(store, CELLS[0], "pretraining", 4, seconds=2)  # 6 to go, 2 s each; its twin: 10 of 2 s
+    assert status.read(CELLS[:2], store).eta_s() == pytest.approx(6 * 2 + 10 * 2)
+    say(store, CELLS[2], "pretraining", 5, seconds=10)  # 5 to go, 10 s each; its twin: 10 of 10 s
+    both = (6 * 2 + 10 * 2 + 5 * 10 + 10 * 10) / 2  # two run at a time
+    assert status.read(CELLS, store).eta_s() == pytest.approx(both)
