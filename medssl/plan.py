@@ -67,6 +67,8 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
         problems[f"no views {views!r}: choose from {', '.join(presets)}"] += 1
     for init in sorted({s.init for s in specs} - set(weights.INITS)):
         problems[f"no init {init!r}: choose from {', '.join(weights.INITS)}"] += 1
+    if any(s.method != NONE for s in specs) and importlib.util.find_spec("solo") is None:
+        problems["solo-learn is missing: pip install --no-deps solo-learn==1.0.2"] += 1
     if not problems:
         for name, size in needed_data(missing):
             absent.update(datasets.check(name, size, data))

@@ -1,0 +1,108 @@
+"""`ray job submit ... python sweeps/demo.py` on a real cluster of one node, with token auth on."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medssl import plan, results
+from medssl.store import Store
+
+ROOT = Path(__file__).parents[1]
+RAY = Path(sys.executable).with_name("ray")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2, which Linux has"),
+]
+
+
+def free_port() -> int:
+    """Below 10002, where Ray's worker ports begin."""
+    for port in range(6500, 9900, 7):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) and probe.connect_ex(("127.0.0.2", port)):
+                return port
+    raise RuntimeError("no free port")
+
+
+def pids_of(folder: Path) -> list[int]:
+    """Processes whose command line names the folder: what this test started, and nothing else."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if str(folder).encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.fixture
+def cluster():
+    """A head with two cores on loopback: its job address and the environment of its clients."""
+    folder = Path(f"/tmp/medssl-ray-{os.getpid()}")  # short: sockets have 107 characters
+    folder.mkdir(mode=0o700)
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(os.urandom(32).hex())
+    gcs, board, client = free_port(), free_port() + 7, free_port() + 14
+    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    env |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    command = [RAY, "start", "--head", "--num-cpus=2", f"--port={gcs}"]
+    command += ["--node-ip-address=127.0.0.2", "--dashboard-host=127.0.0.1"]
+    command += [f"--dashboard-port={board}", f"--ray-client-server-port={client}"]
+    command += [f"--temp-dir={folder}/head", "--object-store-memory=200000000"]
+    command += ["--disable-usage-stats"]
+    try:
+        subprocess.run(command, env=env, check=True, capture_output=True, timeout=120)
+        yield f"http://127.0.0.1:{board}", env
+    finally:
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            for pid in pids_of(folder):
+                try:
+                    os.kill(pid, sign)
+                except ProcessLookupError:
+                    continue
+            time.sleep(1)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def submit(address: str, env: dict, *entrypoint: str) -> tuple[int, str]:
+    command = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *entrypoint]
+    done = subprocess.run(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    return done.returncode, done.stdout
+
+
+def test_a_sweep_is_submitted_runs_to_succeeded_and_leaves_the_same_table(cluster, tmp_path):
+    address, env = cluster
+    python, store = sys.executable, Store(tmp_path / "cluster")
+    job = [python, "sweeps/demo.py", "--store", str(store.root)]
+    code, out = submit(address, env, *job)
+    assert code == 0, out[-3000:]
+    assert "succeeded" in out.lower()
+    local = Store(tmp_path / "local")
+    subprocess.run([*job[:-1], str(local.root)], cwd=ROOT, check=True, capture_output=True)
+
+    def table(store):
+        rows = results.table(store).to_pylist()
+        return {(r["cell"], r["metric"]): r["value"] for r in rows}
+
+    assert table(store) == table(local) != {}
+
+
+def test_without_the_token_nothing_is_accepted(cluster):
+    address, env = cluster
+    env = {**env, "RAY_AUTH_TOKEN_PATH": "/dev/null", "RAY_AUTH_TOKEN": "wrong"}
+    code, out = submit(address, env, sys.executable, "-c", "print('in')")
+    assert code != 0
+    assert "succeeded" not in out.lower()

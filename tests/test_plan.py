@@ -1,0 +1,141 @@
+"""What a user gets wrong is told before anything starts, and planning needs no torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medssl import plan
+from medssl.spec import Sweep
+from medssl.store import Store
+
+ROOT = Path(__file__).parents[1]
+HEAVY = [
+    "torch",
+    "timm",
+    "ray",
+    "mlflow",
+    "sklearn",
+    "scipy",
+    "medmnist",
+    "matplotlib",
+    "torchvision",
+    "pandas",
+]
+
+
+def grid(**changes) -> Sweep:
+    given = {"name": "t", "method": ["none", "simclr"], "dataset": "phantom/cells"}
+    return Sweep(**given | {"backbone": "resnet/18-3x3", "image_size": 28} | changes)
+
+
+def test_counts(tmp_path):
+    store = Store(tmp_path)
+    found = plan.make(grid(seed=[0, 1]), store, None)
+    assert (found.encoders, len(found.cells), len(found.missing)) == (4, 24, 24)
+    assert (found.problems, found.absent, found.to_pretrain(store)) == ([], [], 4)
+    store.write(f"rows/{found.cells[0].id}.parquet", b"-")
+    store.write(f"encoders/{found.cells[0].encoder.id}.safetensors", b"-")
+    again = plan.make(grid(seed=[0, 1]), store, None)
+    assert (len(again.missing), again.to_pretrain(store)) == (23, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"backbone": "resnet/18"}, "no resnet/18: choose from resnet/18-3x3"),
+        ({"backbone": "resnett/18"}, "no 'resnett' among backbones: choose from resnet, vit"),
+        ({"backbone": "vit/tiny-16"}, "vit/tiny-16 cannot cut 28 px"),
+        ({"views": "symetric"}, "no views 'symetric': choose from asymmetric, grey"),
+        ({"init": "imgnet"}, "no init 'imgnet': choose from random, imagenet"),
+    ],
+)
+def test_a_wrong_name_is_a_problem(tmp_path, wrong, sentence):
+    found = plan.make(grid(**wrong), Store(tmp_path), None)
+    assert any(sentence in problem for problem in found.problems)
+
+
+def test_every_absent_file_is_listed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    sweep = grid(
+        dataset=["medmnist/breastmnist", "medmnist/pneumoniamnist"],
+        target=["same", "medmnist/breastmnist", "phantom/xray"],
+        init=["random", "imagenet"],
+    )
+    found = plan.make(sweep, Store(tmp_path), tmp_path)
+    assert sum("breastmnist.npz" in s for s in found.absent) == 1
+    assert sum("pneumoniamnist.npz" in s for s in found.absent) == 1
+    assert sum("resnet18.tv_in1k.safetensors" in s for s in found.absent) == 1
+    assert len(found.absent) == 3
+
+
+def test_a_missing_solo_learn_is_answered_with_the_command_that_adds_it(tmp_path, monkeypatch):
+    real = plan.importlib.util.find_spec
+    monkeypatch.setattr(
+        plan.importlib.util, "find_spec", lambda n: None if n == "solo" else real(n)
+    )
+    found = plan.make(grid(), Store(tmp_path), None)
+    assert found.problems == ["solo-learn is missing: pip install --no-deps solo-learn==1.0.2"]
+    assert plan.make(grid(method="none"), Store(tmp_path), None).problems == []
+
+
+def test_an_empty_grid_is_a_sentence(tmp_path):
+    with pytest.raises(ValueError, match="has no cells: an axis is empty, or all are dropped"):
+        plan.make(grid(dataset=[]), Store(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "no sweep at .*: name a Python file with a function sweep"),
+        ("x = 1", r"has no function sweep\(\)"),
+        ("def sweep(): return 3", "returned a int, not a Sweep"),
+    ],
+)
+def test_a_file_that_is_no_sweep_is_a_sentence(tmp_path, text, sentence):
+    path = tmp_path / "s.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        plan.load(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.py")), ids=lambda p: p.name)
+def test_every_sweep_in_the_repository_can_be_planned_and_says_what_it_costs(path, tmp_path):
+    found = plan.make(plan.load(path), Store(tmp_path), tmp_path)
+    assert found.problems == []
+    assert found.cells
+    doc = path.read_text().split('"""')[1]
+    for part in ("Cost:", "Success:", "sweeps/" + path.name):
+        assert part in doc
+
+
+def test_the_full_grid_is_the_papers():
+    cells = plan.load(ROOT / "sweeps/full_grid.py").cells()
+    encoders = {c.encoder for c in cells}
+    assert len({e.dataset for e in encoders}) == 11
+    assert {e.image_size for e in encoders} == {64}
+    assert {c.label_fraction for c in cells} == {0.01, 0.1, 1.0}
+    assert {e.backbone for e in encoders} == {"resnet/50-7x7", "vit/small-16"}
+
+
+@pytest.mark.parametrize("verb", [["--help"], ["plan", str(ROOT / "sweeps/full_grid.py")]])
+def test_planning_imports_nothing_heavy(verb, tmp_path):
+    code = (
+        "import sys; from medssl.cli import app\n"
+        f"try: app({verb!r})\n"
+        "except SystemExit: pass\n"
+        f"print('HEAVY', sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    assert out.stdout.splitlines()[-1] == "HEAVY []", out.stdout[-500:]
+
+
+def test_the_code_version_names_the_commit_of_a_checkout():
+    version = plan.code_version()
+    assert version.startswith("0.1.0")
+    in_git = (ROOT / ".git").exists()
+    assert ("+" in version) == in_git

@@ -1,0 +1,147 @@
+"""MLflow is a view of the store: never a duplicate, never in the way, caught up when it is back."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from medssl import results, status, tracking
+from medssl.spec import Sweep
+from medssl.store import Store
+
+SWEEP = Sweep(
+    name="t", method="simclr", dataset="phantom/cells", backbone="vit/tiny-14", epochs=4, eval="knn"
+)
+CELLS = SWEEP.cells()
+ID = CELLS[0].encoder.id
+
+
+def say(store, epochs, state="pretraining", reason=""):
+    curve = [{"loss": 5.0 - e, "lr": 0.1} for e in range(epochs)]
+    said = {"state": state, "curve": curve, "updated": time.time(), "reason": reason}
+    store.write(f"progress/{ID}.json", json.dumps(said).encode())
+
+
+def measure(store, cell, value=0.75):
+    metrics = {"auroc": value, "accuracy": 0.5, "recall_0": 1.0}
+    results.save(store, cell, metrics, {"scores": np.zeros((2, 2), np.float32)}, {})
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path)
+
+
+@pytest.fixture
+def server(store):
+    """A mirror of the store on SQLite, and a client to see what arrived."""
+
+    def mirror(figures=lambda trial: [("a.png", b"png")]):
+        return tracking.Mirror("t", store, figures, "0.1.0+abc")
+
+    return mirror, MlflowClient(tracking_uri=tracking.uri(store))
+
+
+def runs(client):
+    found = client.get_experiment_by_name("t")
+    return client.search_runs([found.experiment_id])
+
+
+def losses(client, run):
+    history = client.get_metric_history(run.info.run_id, "loss")
+    return [(m.step, m.value) for m in sorted(history, key=lambda m: m.step)]
+
+
+def test_a_curve_goes_on_where_it_was_also_in_another_process(store, server):
+    make, client = server
+    mirror = make()
+    say(store, 2)
+    assert mirror.sync(status.read(CELLS, store))
+    assert mirror.sync(status.read(CELLS, store))  # nothing new: nothing sent
+    say(store, 3)
+    assert make().sync(status.read(CELLS, store))  # another driver
+    (run,) = runs(client)
+    assert losses(client, run) == [(1, 5.0), (2, 4.0), (3, 3.0)]
+    assert run.info.status == "RUNNING"
+    assert run.data.params["learning_rate"] == "0.0003"
+    assert run.data.params["temperature"] == "0.2"
+    assert run.data.tags["medssl.code"] == "0.1.0+abc"
+
+
+def test_metrics_of_finished_cells_arrive_once_with_their_fraction(store, server):
+    make, client = server
+    mirror = make()
+    say(store, 4)
+    measure(store, CELLS[0], 0.6)
+    mirror.sync(status.read(CELLS, store))
+    for cell in CELLS[1:]:
+        measure(store, cell, 0.9)
+    say(store, 4, "finished")
+    mirror.sync(status.read(CELLS, store))
+    make().sync(status.read(CELLS, store))
+    (run,) = runs(client)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["knn/auroc:0.01"] == 0.6
+    assert run.data.metrics["knn/auroc:1"] == 0.9
+    assert "knn/recall_0:1" not in run.data.metrics  # the table has it
+    history = client.get_metric_history(run.info.run_id, "knn/auroc:0.01")
+    assert len(history) == 1
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "figures")] == ["figures/a.png"]
+
+
+def test_a_failure_is_marked_with_its_reason(store, server):
+    make, client = server
+    say(store, 1, "failed", "NotFinite: it diverged")
+    make().sync(status.read(CELLS, store))
+    (run,) = runs(client)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["medssl.reason"] == "NotFinite: it diverged"
+
+
+def test_nothing_is_raised_one_warning_is_given_and_later_all_of_it_arrives(store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mirror = tracking.Mirror("t", store, lambda trial: [], "")
+    say(store, 2)
+    with pytest.warns(UserWarning, match="http://127.0.0.1:9 does not answer") as warned:
+        assert not mirror.sync(status.read(CELLS, store))
+    mirror._silent_until = 0
+    assert not mirror.sync(status.read(CELLS, store))
+    assert len(warned) == 1
+    assert mirror.trouble
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # back, in the shape of SQLite
+    mirror._silent_until = 0
+    assert mirror.sync(status.read(CELLS, store))
+    assert not mirror.trouble
+    client = MlflowClient(tracking_uri=tracking.uri(store))
+    assert len(losses(client, runs(client)[0])) == 2
+
+
+def test_after_a_failure_the_server_is_left_alone_for_a_while(store, monkeypatch):
+    mirror = tracking.Mirror("t", store, lambda trial: [], "")
+    asked = []
+
+    def fails():
+        asked.append(1)
+        raise ConnectionError("no")
+
+    monkeypatch.setattr(mirror, "_connect", fails)
+    with pytest.warns(UserWarning, match="does not answer"):
+        mirror.sync(status.read(CELLS, store))
+    mirror.sync(status.read(CELLS, store))
+    assert len(asked) == 1
+
+
+def test_figures_that_fail_do_not_reach_the_caller(store, server):
+    make, _ = server
+
+    def broken(trial):
+        raise RuntimeError("no ink")
+
+    for cell in CELLS:
+        measure(store, cell)
+    say(store, 4, "finished")
+    with pytest.warns(UserWarning, match="no ink"):
+        assert not make(broken).sync(status.read(CELLS, store))
