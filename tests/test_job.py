@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medssl import plan, results
+from medssl import results
 from medssl.store import Store
 
 ROOT = Path(__file__).parents[1]
