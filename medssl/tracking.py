@@ -22,6 +22,7 @@ from medssl.status import Status, Trial
 from medssl.store import Store
 
 SHOWN = ("auroc", "accuracy", "balanced_accuracy", "val_auroc")  # the rest is in the table
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI's view for training runs
 PAUSE_S = 30  # after a failure, before the server is asked again
 STATES = {"finished": "FINISHED", "failed": "FAILED", "waiting": "KILLED"}
 
@@ -88,7 +89,7 @@ class Mirror:
         self._experiment_id = (
             found.experiment_id
             if found
-            else client.create_experiment(self.experiment, place if local else None)
+            else client.create_experiment(self.experiment, place if local else None, KIND)
         )
         self._client = client
         self._runs = {}
@@ -125,7 +126,11 @@ class Mirror:
                 self._picture(run, trial)
             if reason := trial.said.get("reason"):
                 self._client.set_tag(run.id, "medssl.reason", reason[:500])
-            self._client.update_run(run.id, status=state)
+            if state == "RUNNING":
+                self._client.update_run(run.id, status=state)
+            else:
+                ended = int(1000 * trial.said.get("updated", time.time()))
+                self._client.set_terminated(run.id, status=state, end_time=ended)
             run.state = state
 
     def _find(self, trial: Trial) -> "_Run":
@@ -152,7 +157,9 @@ class Mirror:
             "mlflow.runName": f"{spec.method} {spec.dataset} {spec.backbone} seed {spec.seed}",
         }
         run = self._client.create_run(
-            self._experiment_id, tags={k: str(v) for k, v in tags.items()}
+            self._experiment_id,
+            start_time=int(1000 * trial.said.get("started", time.time())),
+            tags=tags,
         )
         self._client.log_batch(
             run.info.run_id,

@@ -36,6 +36,7 @@ def _labels(axes, rows: list[dict]) -> None:
         x = sorted(points)
         axes.plot(x, [sum(points[f]) / len(points[f]) for f in x], "o-", color=colour, label=name)
     axes.axhline(0.5, lw=0.8, ls=":", color="grey")
+    axes.set_ylim(min(0.45, *(row["value"] - 0.02 for row in rows)), 1.0)
     axes.set(xscale="log", xlabel="share of labels", ylabel="test AUROC", title="label efficiency")
     ticks = sorted({row["label_fraction"] for row in rows})
     axes.set_xticks(ticks, [f"{100 * t:g}%" for t in ticks])
