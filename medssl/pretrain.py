@@ -133,8 +133,8 @@ def pretrain(
             checkpoint.save(snapshot(step, seen, method, optimizer, result.seconds, result.curve))
             saved_at = time.monotonic()
 
-    images_seen = total * batch * 2
-    result.views_per_s = images_seen / max(result.seconds, 1e-9)
+    made = sum(epoch["views_per_s"] * epoch["seconds"] for epoch in result.curve)
+    result.views_per_s = made / result.seconds
     return result
 
 
