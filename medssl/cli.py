@@ -312,9 +312,11 @@ def _table(sweep_file: Path, store: Path, metric: str, format: Format, out: Path
 
 def _grid(table):
     """A table of report/ as rich draws it."""
+    from rich import box
     from rich.table import Table
 
-    shown = Table(title=table.title, header_style="bold", title_style="bold", title_justify="left")
+    shown = Table(title=table.title, box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
+    shown.title_style, shown.title_justify = "bold", "left"
     for name in table.header:
         shown.add_column(name, justify="right" if name.endswith("%") else "left", no_wrap=True)
     for row in table.rows:
@@ -351,7 +353,8 @@ def _show_plan(plan, kept, brief: bool = False) -> None:
 def _console():
     from rich.console import Console
 
-    return Console()
+    on_screen = sys.stdout.isatty()
+    return Console(width=None if on_screen else 120)  # a log or a file has no edge to fold at
 
 
 def _plain(text: str) -> str:

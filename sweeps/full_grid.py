@@ -29,7 +29,7 @@ def sweep() -> Sweep:
         warmup_epochs=10,
         eval=["knn", "linear_probe"],
         label_fraction=[0.01, 0.1, 1.0],
-        resources=Resources(cpu=4, gpu=1),
+        resources=Resources(cpu=4, gpu=1, concurrent=16),  # nodes that an autoscaler may add
     )
 
 
