@@ -26,7 +26,7 @@ from medssl.spec import NONE, EncoderSpec
 
 # B images in a batch, C channels, H rows, W columns, D members of a union
 
-Report = Callable[[int, dict[str, float]], None]  # epochs done, what was logged for the last one
+Report = Callable[[list[dict[str, float]]], None]  # the whole curve, after each epoch
 
 
 class NotFinite(ArithmeticError):
@@ -64,7 +64,7 @@ def pretrain(
     spec: EncoderSpec,
     images: Images,
     device: torch.device,
-    report: Report = lambda epoch, values: None,
+    report: Report = lambda curve: None,
     checkpoint: Checkpoint | None = None,
 ) -> Pretrained:
     """The encoder after `spec.epochs` over `images`; NotFinite where the loss diverged.
@@ -128,7 +128,7 @@ def pretrain(
             values = seen.read(per_epoch, epoch, per_epoch * batch * len(x_views)) | {"lr": rate}
             result.seconds += values["seconds"]
             result.curve.append(values)
-            report(epoch + 1, values)
+            report(result.curve)
         if checkpoint and time.monotonic() - saved_at >= checkpoint.every_s and step < total:
             checkpoint.save(snapshot(step, seen, method, optimizer, result.seconds, result.curve))
             saved_at = time.monotonic()

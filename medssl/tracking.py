@@ -108,7 +108,7 @@ class Mirror:
         ]
         for start in range(0, len(new), 900):  # a batch holds at most 1000
             self._client.log_batch(run.id, metrics=new[start : start + 900])
-        run.epochs = len(curve)
+        run.epochs = max(run.epochs, len(curve))
         fresh = [c for c in trial.cells if c.id not in run.cells]
         rows = results.table(self.store, fresh).to_pylist() if fresh and trial.done else []
         if rows:

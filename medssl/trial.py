@@ -86,9 +86,9 @@ class Progress:
     def say(self, line: str) -> None:
         self._log += f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n"
 
-    def epoch(self, epoch: int, values: dict[str, float]) -> None:
-        self.curve.append(values)
-        self.say(f"epoch {epoch}: " + " ".join(f"{k}={v:.4g}" for k, v in values.items()))
+    def epoch(self, curve: list[dict[str, float]]) -> None:
+        self.curve = curve
+        self.say(f"epoch {len(curve)}: " + " ".join(f"{k}={v:.4g}" for k, v in curve[-1].items()))
         self.publish("pretraining", every_s=PUBLISH_S)
 
     def fail(self, error: Exception) -> None:

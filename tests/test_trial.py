@@ -108,3 +108,34 @@ def test_progress_and_log_tell_what_happened(tmp_path):
     ] == ([True, True])
     log = store.read(f"logs/{cells[0].encoder.id}.log").decode()
     assert "epoch 2: loss=" in log
+
+
+def test_a_resumed_trial_tells_the_whole_curve(tmp_path, monkeypatch):
+    """Not only the epochs since the checkpoint: MLflow counts them."""
+    store, cells = Store(tmp_path), sweep(epochs=3, eval="knn").cells()
+    often = trial.Here(torch.device("cpu"), code="test", checkpoint_s=0)
+    saved = []
+    write = Store.write
+
+    def killed(self, name, content):
+        write(self, name, content)
+        saved.extend([name] * name.startswith("checkpoints/"))
+        if len(saved) == 6:  # four steps an epoch: in the middle of the second
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Store, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trial.run(cells, store, often)
+    monkeypatch.setattr(Store, "write", write)
+    lengths = []
+    publish = trial.Progress.publish
+
+    def listen(self, *arguments, **named):
+        lengths.append(len(self.curve))
+        publish(self, *arguments, **named)
+
+    monkeypatch.setattr(trial.Progress, "publish", listen)
+    trial.run(cells, store, HERE)
+    assert lengths[-1] == 3
+    assert [n for n in lengths if n] == sorted(n for n in lengths if n)
+    assert min(n for n in lengths if n) == 2
