@@ -89,7 +89,10 @@ def table(
 ) -> None:
     """The sweep's results as a table, or as a file to go on with."""
     with _sentences():
-        _table(sweep, store, metric, format, out)
+        from medssl import plan as planning
+        from medssl.store import Store
+
+        _table(planning.load(sweep).cells(), Store(store), metric, format, out)
 
 
 @app.command()
@@ -187,11 +190,14 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
     from medssl.store import Store
 
     console, kept = _console(), Store(store)
+    data = data.expanduser().resolve() if data else None  # workers have another current folder
+    if weights := os.environ.get("MEDSSL_WEIGHTS"):
+        os.environ["MEDSSL_WEIGHTS"] = str(Path(weights).expanduser().resolve())
     plan = planning.make(planning.load(sweep_file), kept, data)
     _show_plan(plan, kept, brief=True)
     if plan.problems:
         return 2
-    if failed := planning.ready(plan, data):
+    if failed := planning.ready(plan, kept, data):
         for sentence in failed:
             console.print(f"[red]{_plain(sentence)}[/red]", soft_wrap=True)
         console.print("Nothing was started.")
@@ -204,6 +210,8 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
 
     lost: dict[str, str] = {}
     if plan.missing:
+        for trial in read().of("failed"):  # what it said last time is not news
+            kept.delete(f"progress/{trial.spec.id}.json")
         stop = threading.Event()
         beside = [
             threading.Thread(target=watch.follow, args=(read, stop, console), daemon=True),
@@ -212,7 +220,7 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
         for thread in beside:
             thread.start()
         try:
-            lost = sweep.run(plan.missing, kept, data, code, plan.sweep.resources)
+            lost = sweep.run(plan.missing, kept, data, code, plan.sweep.resources, console.print)
         except KeyboardInterrupt:
             pass  # before Ray was up; what is missing is said below
         finally:
@@ -221,7 +229,12 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
                 thread.join(timeout=60)
     end = read()
     mirror.sync(end)
-    _table(sweep_file, store, "auroc", Format.terminal, None)
+    try:
+        _table(plan.cells, kept, "auroc", Format.terminal, None)
+    except (
+        ValueError
+    ) as broken:  # a file in the store; what else happened must be told all the same
+        console.print(f"[red]{_plain(str(broken))}[/red]", soft_wrap=True)
     return _farewell(console, end, lost, kept, store, mirror.trouble)
 
 
@@ -274,13 +287,11 @@ def _figures(kept):
     return of
 
 
-def _table(sweep_file: Path, store: Path, metric: str, format: Format, out: Path | None) -> None:
-    from medssl import plan as planning
+def _table(cells: list, kept, metric: str, format: Format, out: Path | None) -> None:
     from medssl import results
     from medssl.report import tables
-    from medssl.store import Store
 
-    found = results.table(Store(store), planning.load(sweep_file).cells())
+    found = results.table(kept, cells)
     if format in (Format.csv, Format.parquet):
         if out is None:
             raise ValueError(f"--format {format} writes a file: name it with --out FILE")

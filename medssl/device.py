@@ -11,8 +11,10 @@ import torch
 
 
 def pick(gpu: bool) -> torch.device:
-    """The GPU that was given to this process, or the CPU."""
-    return torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
+    """The GPU that was given to this process, or the CPU; ValueError where torch sees no GPU."""
+    if gpu and not torch.cuda.is_available():
+        raise ValueError("a GPU was given to this trial, but torch sees none: check the driver")
+    return torch.device("cuda" if gpu else "cpu")
 
 
 def bf16(device: torch.device) -> bool:

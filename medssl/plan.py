@@ -4,6 +4,7 @@ Nothing here imports torch or Ray; everything a user can get wrong in a sweep fi
 that is not there, is a sentence with a remedy before any GPU time is spent.
 """
 
+import hashlib
 import importlib.util
 import subprocess
 import sys
@@ -63,21 +64,23 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
     problems, absent = Counter(), Counter()
     for backbone, size in sorted({(s.backbone, s.image_size) for s in specs}):
         problems.update(_wrong(backbone, size))
+    for name, size in needed_data(cells):
+        problems.update(datasets.wrong(name, size))
     for views in sorted({s.views for s in specs if s.method != NONE} - set(presets)):
         problems[f"no views {views!r}: choose from {', '.join(presets)}"] += 1
-    for init in sorted({s.init for s in specs} - set(weights.INITS)):
-        problems[f"no init {init!r}: choose from {', '.join(weights.INITS)}"] += 1
-    if any(s.method != NONE for s in specs) and importlib.util.find_spec("solo") is None:
+    for backbone, init in sorted({(s.backbone, s.init) for s in specs}):
+        problems.update(weights.wrong(backbone, init))
+    if any(map(_needs_solo, {s.method for s in specs})) and not importlib.util.find_spec("solo"):
         problems["solo-learn is missing: pip install --no-deps solo-learn==1.0.2"] += 1
     if not problems:
         for name, size in needed_data(missing):
             absent.update(datasets.check(name, size, data))
-        for backbone, init in needed_weights(missing):
+        for backbone, init in needed_weights(missing, store):
             absent.update(weights.check(backbone, init))
     return Plan(sweep, cells, missing, list(problems), list(absent))
 
 
-def ready(plan: Plan, data: Path | None) -> list[str]:
+def ready(plan: Plan, store: Store, data: Path | None) -> list[str]:
     """Fetches and verifies the files that missing cells need; a sentence for each that failed."""
     failed = []
     for name, size in needed_data(plan.missing):
@@ -85,7 +88,7 @@ def ready(plan: Plan, data: Path | None) -> list[str]:
             datasets.ready(name, size, data)
         except ValueError as problem:
             failed.append(str(problem))
-    for backbone, init in needed_weights(plan.missing):
+    for backbone, init in needed_weights(plan.missing, store):
         try:
             weights.ready(backbone, init)
         except ValueError as problem:
@@ -99,13 +102,18 @@ def needed_data(cells: Sequence[Cell]) -> list[tuple[str, int]]:
     return sorted(both | {(c.target, c.encoder.image_size) for c in cells})
 
 
-def needed_weights(cells: Sequence[Cell]) -> list[tuple[str, str]]:
-    return sorted({(c.encoder.backbone, c.encoder.init) for c in cells})
+def needed_weights(cells: Sequence[Cell], store: Store) -> list[tuple[str, str]]:
+    """(backbone, init) of every encoder that is not in the store."""
+    have = store.names("encoders", ".safetensors")
+    specs = [c.encoder for c in cells if c.encoder.id not in have]
+    return sorted({(s.backbone, s.init) for s in specs})
 
 
 def code_version() -> str:
-    """medssl's version, and the commit where it runs from a checkout: "0.1.0+3f2a9c1.dirty"."""
+    """medssl's version with the commit, "0.1.0+3f2a9c1.dirty"; else with a hash of its files."""
     home = Path(medssl.__file__).parent
+    content = b"".join(p.read_bytes() for p in sorted(home.rglob("*.py")))
+    files = f"{medssl.__version__}+files.{hashlib.sha256(content).hexdigest()[:7]}"
     git = ["git", "-C", str(home), "describe", "--always", "--dirty=.dirty", "--exclude=*"]
     try:
         found = subprocess.run(git, capture_output=True, text=True, timeout=10)
@@ -115,10 +123,16 @@ def code_version() -> str:
             timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
-        return medssl.__version__
+        return files
     commit = found.stdout.strip()
     checkout = found.returncode == 0 and ours.returncode == 0 and commit
-    return f"{medssl.__version__}+{commit}" if checkout else medssl.__version__
+    return f"{medssl.__version__}+{commit}" if checkout else files
+
+
+def _needs_solo(method: str) -> bool:
+    if method == NONE:
+        return False
+    return "methods._solo import" in (registry.ROOT / "methods" / f"{method}.py").read_text()
 
 
 def _wrong(backbone: str, size: int) -> list[str]:

@@ -26,6 +26,8 @@ from medssl.spec import NONE, EncoderSpec
 
 # B images in a batch, C channels, H rows, W columns, D members of a union
 
+BETAS = (0.9, 0.95)  # AdamW's, as the paper has them
+
 Report = Callable[[list[dict[str, float]]], None]  # the whole curve, after each epoch
 
 
@@ -77,7 +79,9 @@ def pretrain(
     module = registry.load("methods", spec.method)
     method = module.Method(result.encoder, module.Config(**dict(spec.recipe)))
     method.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(groups(method, spec.weight_decay), lr=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        groups(method, spec.weight_decay), lr=0.0, betas=BETAS, fused=True
+    )
     make_views = getattr(views, method.views)
     generator = torch.Generator(device)
     x_NCHW = torch.from_numpy(images.x_NHWC).permute(0, 3, 1, 2).to(device)
@@ -92,6 +96,8 @@ def pretrain(
     if checkpoint and (state := checkpoint.load()):
         step, seen, seconds, curve = restore(state, method, optimizer, device)
         result.seconds, result.curve = seconds, curve
+        if curve:
+            report(curve)
     saved_at = time.monotonic()
 
     while step < total:
@@ -130,9 +136,13 @@ def pretrain(
             result.curve.append(values)
             report(result.curve)
         if checkpoint and time.monotonic() - saved_at >= checkpoint.every_s and step < total:
-            checkpoint.save(snapshot(step, seen, method, optimizer, result.seconds, result.curve))
+            checkpoint.save(
+                snapshot(step, seen, method, optimizer, device, result.seconds, result.curve)
+            )
             saved_at = time.monotonic()
 
+    if not all(p.isfinite().all() for p in method.encoder.parameters()):
+        raise NotFinite("the last update left weights that are not finite: lower learning_rate")
     made = sum(epoch["views_per_s"] * epoch["seconds"] for epoch in result.curve)
     result.views_per_s = made / result.seconds
     return result
@@ -203,14 +213,14 @@ def number(seed: int, what: str, index: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {what} {index}".encode()).digest()[:7])
 
 
-def snapshot(step, seen, method, optimizer, seconds, curve) -> bytes:
+def snapshot(step, seen, method, optimizer, device, seconds, curve) -> bytes:
     """Everything that the next step depends on, and what has been measured so far."""
     state = {
         "step": step,
         "method": method.state_dict(),  # teachers and queues are buffers and parameters of it
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         "epoch": {"sums": seen.sums, "bad": seen.bad, "s": (seen.work_s, seen.data_s)},
         "seconds": seconds,
         "curve": curve,
@@ -226,8 +236,8 @@ def restore(state: bytes, method, optimizer, device) -> tuple[int, Epoch, float,
     method.load_state_dict(read["method"])
     optimizer.load_state_dict(read["optimizer"])
     torch.set_rng_state(read["rng"].cpu())
-    if read["cuda_rng"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([s.cpu() for s in read["cuda_rng"]])
+    if device.type == "cuda" and read["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(read["cuda_rng"].cpu(), device)
     epoch = read["epoch"]
     seen = Epoch(epoch["sums"], epoch["bad"], *epoch["s"])
     return read["step"], seen, read["seconds"], read["curve"]

@@ -34,6 +34,9 @@ ROW = pa.schema(
         ("value", pa.float64()),
         ("code", pa.string()),  # version and commit that evaluated
         ("encoder_code", pa.string()),  # version and commit that pretrained
+        ("encoder_device", pa.string()),  # where it was pretrained, which need not be where judged
+        ("encoder_precision", pa.string()),
+        ("encoder_versions", pa.string()),
         ("dataset_md5", pa.string()),  # of the files pretrained on
         ("target_md5", pa.string()),  # of the files judged on
         ("init_sha256", pa.string()),  # of the weights file, empty for random

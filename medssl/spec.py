@@ -35,7 +35,24 @@ def settings(kind: str, named: Named) -> Settings:
             f"{name} has no setting {', '.join(map(repr, sorted(unknown)))}: "
             f"choose from {', '.join(f.name for f in fields(config))}"
         )
-    return tuple(sorted(asdict(config(**changes)).items()))
+    types = {f.name: f.type for f in fields(config)}
+    values = asdict(config(**changes))
+    return tuple(sorted((k, _one(types[k], f"{name} {k}", v)) for k, v in values.items()))
+
+
+def _one(kind: type, name: str, value: object) -> Scalar:
+    """`value` as its declared type: 1, 1.0 and numpy's 1 are one number, and must be one id."""
+    try:
+        found = kind(value)
+    except (TypeError, ValueError):
+        found = None
+    if (
+        found is None
+        or (kind is not str and found != value)
+        or (kind is str and found is not value)
+    ):
+        raise ValueError(f"{name}={value!r}: it must be of type {kind.__name__}")
+    return found
 
 
 class _Content:
@@ -43,8 +60,8 @@ class _Content:
 
     def __post_init__(self):
         for f in fields(self):
-            if f.type is float:  # 1 and 1.0 are one number, and must be one name
-                object.__setattr__(self, f.name, float(getattr(self, f.name)))
+            if f.type in (int, float, str):
+                object.__setattr__(self, f.name, _one(f.type, f.name, getattr(self, f.name)))
 
     @cached_property
     def id(self) -> str:
@@ -72,6 +89,7 @@ class EncoderSpec(_Content):
     warmup_epochs: float = 10  # learning rate from 1/10 to full, then a half cosine to 0
     seed: int = 0  # of the init, the order of images and the views
     recipe: Settings = ()  # the method's whole Config: editing a default renames the encoder
+    version: int = 1  # of loop, view presets and backbones; raise it when a fix outdates encoders
 
     def __post_init__(self):
         super().__post_init__()
@@ -159,7 +177,9 @@ class Sweep:
                     yield cell, next((why for why, f in self.drop.items() if f(cell)), None)
 
     def _encoders(self) -> Iterator[EncoderSpec]:
-        axes = [f.name for f in fields(EncoderSpec) if f.name not in ("method", "recipe")]
+        axes = [
+            f.name for f in fields(EncoderSpec) if f.name not in ("method", "recipe", "version")
+        ]
         values = [_several(getattr(self, axis)) for axis in axes]
         for named in _several(self.method):
             name, recipe = _name(named), settings("methods", named)

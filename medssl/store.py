@@ -39,6 +39,11 @@ class Store:
         finally:
             draft.unlink(missing_ok=True)
 
+    def set_aside(self, name: str) -> None:
+        """Renames a file that cannot be read, so that it counts as missing and can be looked at."""
+        path = self.root / name
+        path.replace(path.with_name(f"{path.name}.broken"))
+
     def delete(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
 

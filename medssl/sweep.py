@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +45,18 @@ class Job:
 
 
 def run(
-    cells: Sequence[Cell], store: Store, data: Path | None, code: str, resources: Resources
+    cells: Sequence[Cell],
+    store: Store,
+    data: Path | None,
+    code: str,
+    resources: Resources,
+    say: Callable[[str], None] = print,
 ) -> dict[str, str]:
     """Runs one trial per encoder of `cells`, the missing ones; blocks until the last has ended.
 
     Returns why, by encoder id, of the trials whose worker died once too often. What was measured,
     and what failed with a word, is in the store. Ctrl-C ends it early and raises nothing.
+    ValueError where a trial fits nowhere.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -63,6 +69,11 @@ def run(
     _connect()
     has = ray.cluster_resources()
     gpu = resources.gpu if resources.gpu is not None else float(has.get("GPU", 0) > 0)
+    slots = resources.concurrent or _slots(has, resources.cpu, gpu)
+    say(
+        f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
+        f"{resources.cpu} and {gpu:g}; at most {slots} at a time"
+    )
     job = Job(store.root, data, code, resources, gpu)
     tuner = tune.Tuner(
         tune.with_resources(
@@ -70,7 +81,7 @@ def run(
         ),
         param_space={"encoder": tune.grid_search(list(todo))},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=resources.concurrent or _slots(has, resources.cpu, gpu),
+            max_concurrent_trials=slots,
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -83,8 +94,10 @@ def run(
         ),
     )
     found = tuner.fit()
+    # where a reused worker died early, r.config is the trial's before it: the folder says which
+    lost = {Path(r.path).name: _why(r.error) for r in found if r.error is not None}
     shutil.rmtree(found.experiment_path, ignore_errors=True)
-    return {r.config["encoder"]: _why(r.error) for r in found if r.error is not None}
+    return lost
 
 
 def _trial(config: dict, job: Job, todo: dict[str, list[Cell]]) -> None:
@@ -101,8 +114,8 @@ def _trial(config: dict, job: Job, todo: dict[str, list[Cell]]) -> None:
     if cells := results.missing(todo[config["encoder"]], store):
         try:
             trial.run(cells, store, here)
-        except (OSError, torch.OutOfMemoryError):
-            raise  # it can pass: Tune tries again
+        except trial.PASSING:
+            raise  # it can pass: Tune tries again, on a new worker
         except Exception:
             failed = 1  # it cannot: the trial has recorded it, and the sweep goes on
     tune.report({"failed": failed})
@@ -119,6 +132,7 @@ def _connect() -> None:
         return
     loopback = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
     ray.init(
+        address="local",  # not whatever cluster `ray start` has left on this machine
         include_dashboard=False,
         object_store_memory=OBJECT_STORE,
         log_to_driver=False,
@@ -132,8 +146,14 @@ def _connect() -> None:
 
 def _slots(has: dict[str, float], cpu: int, gpu: float) -> int:
     """Trials that fit the cluster as it is: more would only wait, or wake every node at once."""
-    fit = [has.get("CPU", 1) // cpu] + ([has.get("GPU", 0) // gpu] if gpu else [])
-    return max(1, int(min(fit)))
+    fit = int(min([has.get("CPU", 0) // cpu] + ([has.get("GPU", 0) // gpu] if gpu else [])))
+    if fit < 1:
+        raise ValueError(
+            f"a trial takes {cpu} cores and {gpu:g} GPUs, and Ray has {has.get('CPU', 0):g} and "
+            f"{has.get('GPU', 0):g}: lower cpu and gpu in the sweep's Resources or, on a cluster "
+            f"that adds nodes, set concurrent to the trials that it should make room for"
+        )
+    return fit
 
 
 def _name(trial) -> str:

@@ -10,6 +10,7 @@ after the last epoch that the server has.
 
 import logging
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from medssl import results
-from medssl.spec import Cell
+from medssl.spec import Cell, settings
 from medssl.status import Status, Trial
 from medssl.store import Store
 
@@ -44,10 +45,15 @@ class Mirror:
         self._experiment_id = ""
         self._runs: dict[str, _Run] = {}
         self._silent_until = 0.0
+        self._one_at_a_time = threading.Lock()
         self.trouble = ""  # the last failure, until a sync succeeds
 
     def sync(self, status: Status) -> bool:
         """True if everything in `status` is on the server."""
+        with self._one_at_a_time:
+            return self._sync(status)
+
+    def _sync(self, status: Status) -> bool:
         if time.monotonic() < self._silent_until:
             return False
         try:
@@ -118,7 +124,8 @@ class Mirror:
                 for row in rows
                 if row["metric"] in SHOWN
             ]
-            self._client.log_batch(run.id, metrics=final)
+            news = [m for m in final if run.metrics.get(m.key) != m.value]
+            self._client.log_batch(run.id, metrics=news)
             run.cells |= {row["cell"] for row in rows}
         state = STATES.get(trial.state, "RUNNING")
         if state != run.state or (rows and trial.state == "finished"):
@@ -135,8 +142,6 @@ class Mirror:
 
     def _find(self, trial: Trial) -> "_Run":
         """The encoder's run in this experiment, made if there is none, and what it already has."""
-        from mlflow.entities import Param, RunTag
-
         spec = trial.spec
         found = self._client.search_runs(
             [self._experiment_id], f"tags.`medssl.encoder` = '{spec.id}'", max_results=1
@@ -145,11 +150,9 @@ class Mirror:
             run = found[0]
             history = self._client.get_metric_history(run.info.run_id, "loss")
             epochs = max((m.step for m in history), default=0)
-            has = set(run.data.metrics)
-            there = {c.id for c in trial.cells if _metric(c, "accuracy") in has}
-            return _Run(run.info.run_id, epochs, there, run.info.status)
-        values = asdict(spec) | dict(spec.recipe)
-        values.pop("recipe")
+            if not run.data.params:  # made, and then the server was gone
+                self._params(run.info.run_id, trial)
+            return _Run(run.info.run_id, epochs, run.data.metrics, run.info.status)
         tags = {
             "medssl.encoder": spec.id,
             "medssl.code": self.code,
@@ -161,12 +164,17 @@ class Mirror:
             start_time=int(1000 * trial.said.get("started", time.time())),
             tags=tags,
         )
-        self._client.log_batch(
-            run.info.run_id,
-            params=[Param(k, str(v)) for k, v in values.items()],
-            tags=[RunTag("medssl.host", str(trial.said.get("host", "")))],
-        )
-        return _Run(run.info.run_id, 0, set(), "RUNNING")
+        self._params(run.info.run_id, trial)
+        return _Run(run.info.run_id, 0, {}, "RUNNING")
+
+    def _params(self, run_id: str, trial: Trial) -> None:
+        from mlflow.entities import Param, RunTag
+
+        values = asdict(trial.spec)
+        values |= dict(values.pop("recipe"))
+        params = [Param(k, str(v)) for k, v in values.items()]
+        host = RunTag("medssl.host", str(trial.said.get("host", "")))
+        self._client.log_batch(run_id, params=params, tags=[host])
 
     def _picture(self, run: "_Run", trial: Trial) -> None:
         import tempfile
@@ -181,16 +189,19 @@ class Mirror:
 class _Run:
     """What is known to be on the server of one encoder."""
 
-    def __init__(self, id: str, epochs: int, cells: set[str], state: str):
-        self.id, self.epochs, self.cells, self.state = id, epochs, cells, state
+    def __init__(self, id: str, epochs: int, metrics: dict[str, float], state: str):
+        self.id, self.epochs, self.metrics, self.state = id, epochs, metrics, state
+        self.cells: set[str] = set()  # sent by this process, or found there equal
 
 
 def _metric(cell: Cell, metric: str) -> str:
-    """linear_probe/auroc:0.01, and the target where it is not the encoder's own dataset.
+    """linear_probe/auroc:0.01, and whatever else tells the cell from its neighbours.
 
     A colon, because MLflow refuses the @ that one would rather write.
     """
     name = f"{cell.eval}/{metric}:{cell.label_fraction:g}"
+    changed = dict(set(cell.settings) - set(settings("evals", cell.eval)))
+    name += "".join(f" {k} {v}" for k, v in sorted(changed.items()))
     name += f" subset {cell.subset_seed}" if cell.subset_seed else ""
     return name + (f" {_safe(cell.target)}" if cell.target != cell.encoder.dataset else "")
 

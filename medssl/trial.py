@@ -32,6 +32,7 @@ from medssl.spec import Cell, EncoderSpec
 from medssl.store import Store
 from medssl.weights import Loaded
 
+PASSING = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)  # worth a retry
 LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "medmnist", "ray")
 PUBLISH_S = 2  # seconds between two writes of the progress file
 
@@ -122,10 +123,10 @@ def encoder_of(
 ) -> tuple[Pretrained, dict]:
     """The encoder and what its rows say of it: from the store, else pretrained and put there."""
     name, checkpoint = f"encoders/{spec.id}.safetensors", f"checkpoints/{spec.id}.pt"
-    if content := store.read(name):
-        about = _about(content)
+    if kept := _intact(store, name, lambda c: (_about(c), safetensors.torch.load(c)), progress):
+        about, state = kept
         encoder = backbones.build(spec.backbone, spec.image_size)
-        encoder.load_state_dict(safetensors.torch.load(content))
+        encoder.load_state_dict(state)
         progress.curve = about.pop("curve")
         return Pretrained(encoder, Loaded()), about
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
@@ -141,14 +142,18 @@ def encoder_of(
         here.device,
         report=progress.epoch,
         checkpoint=Checkpoint(
-            load=lambda: store.read(checkpoint),
+            load=lambda: _intact(store, checkpoint, _loadable, progress),
             save=save,
             every_s=here.checkpoint_s,
         ),
     )
     progress.curve = trained.curve
+    where = device.describe(here.device)
     about = {
         "encoder_code": here.code,
+        "encoder_device": where["device"],
+        "encoder_precision": where["precision"],
+        "encoder_versions": versions(),
         "dataset_md5": images.md5,
         "init_sha256": trained.loaded.sha256,
         "pretrain_s": trained.seconds,
@@ -173,7 +178,7 @@ def evaluate(
 ) -> list[str]:
     """Rows of every cell; returns what went wrong, a sentence per cell that could not be done."""
     failed, tested = [], {}
-    load = _features_once(trained, cells[0].encoder, store, here, tested)
+    load = _features_once(trained, cells[0].encoder, store, here, progress, tested)
     about = about | device.describe(here.device) | {"code": here.code, "versions": versions()}
     for cell in cells:
         progress.publish("evaluating", every_s=PUBLISH_S)
@@ -201,7 +206,7 @@ def evaluate(
             }
             results.save(store, cell, metrics, arrays, about | seen)
             progress.cells_done += 1
-        except OSError:  # the disk, not the cell: worth a retry of the trial
+        except PASSING:  # the disk or the memory, not the cell: worth a retry of the trial
             raise
         except Exception as error:
             where = f"{cell.eval} on {cell.target} at {cell.label_fraction:g}"
@@ -211,7 +216,12 @@ def evaluate(
 
 
 def _features_once(
-    trained: Pretrained, spec: EncoderSpec, store: Store, here: Here, tested: dict
+    trained: Pretrained,
+    spec: EncoderSpec,
+    store: Store,
+    here: Here,
+    progress: Progress,
+    tested: dict,
 ) -> Callable[[str, str], Features]:
     """(dataset, split) -> features; extracted once, then from memory or the store.
 
@@ -225,15 +235,30 @@ def _features_once(
             if split == "test":
                 tested[dataset] = (one.task, one.md5)
             name = f"features/{spec.id}/{one.md5[:12]}-{split}.safetensors"
-            if content := store.read(name):
-                x_ND = safetensors.torch.load(content)["x_ND"]
-            else:
+            x_ND = _intact(store, name, lambda c: safetensors.torch.load(c)["x_ND"], progress)
+            if x_ND is None:
                 x_ND = extract(trained.encoder, one, here.device)
                 store.write(name, safetensors.torch.save({"x_ND": x_ND}))
             held[dataset, split] = Features(x_ND, torch.from_numpy(one.t_NK))
         return held[dataset, split]
 
     return load
+
+
+def _intact(store: Store, name: str, read: Callable, progress: Progress):
+    """What `read` makes of a file's content; None where it is absent, or broken and set aside."""
+    content = store.read(name)
+    try:
+        return None if content is None else read(content)
+    except Exception as broken:  # whatever a reader raises on bytes that are not its format
+        progress.say(f"{name} cannot be read and was set aside ({type(broken).__name__}: {broken})")
+        store.set_aside(name)
+        return None
+
+
+def _loadable(content: bytes) -> bytes:
+    torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return content
 
 
 def versions() -> str:

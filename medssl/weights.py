@@ -30,10 +30,19 @@ class Loaded:
     left_random: tuple[str, ...] = ()  # parameters that found nothing of their shape
 
 
-def check(backbone: str, init: str) -> list[str]:
-    """What stands between this machine and the init, a sentence each; imports no torch."""
+def wrong(backbone: str, init: str) -> list[str]:
+    """What no file can mend: an unknown init, or one that the backbone has not."""
     if init not in INITS:
         return [f"no init {init!r}: choose from {', '.join(INITS)}"]
+    if init != "random" and backbone.partition("-")[0] not in TAGS:
+        return [f"no weights of init {init!r} for {backbone}: choose init='random'"]
+    return []
+
+
+def check(backbone: str, init: str) -> list[str]:
+    """What stands between this machine and the init, a sentence each; imports no torch."""
+    if problems := wrong(backbone, init):
+        return problems
     if init == "random" or _offline(backbone) or _cached(backbone):
         return []
     return [_absent(backbone)]
@@ -41,8 +50,8 @@ def check(backbone: str, init: str) -> list[str]:
 
 def ready(backbone: str, init: str) -> None:
     """Fetches what is absent; ValueError with a remedy where it cannot be had."""
-    if init not in INITS:
-        raise ValueError(check(backbone, init)[0])
+    if problems := wrong(backbone, init):
+        raise ValueError(problems[0])
     if init != "random":
         _file(backbone)
 
@@ -73,8 +82,9 @@ def _tag(backbone: str) -> str:
 
 
 def _offline(backbone: str) -> Path | None:
-    path = Path(os.environ.get("MEDSSL_WEIGHTS", "")) / f"{_tag(backbone)}.safetensors"
-    return path if path.is_file() else None
+    folder = os.environ.get("MEDSSL_WEIGHTS")
+    path = Path(folder or "/").expanduser() / f"{_tag(backbone)}.safetensors"
+    return path if folder and path.is_file() else None
 
 
 def _cached(backbone: str) -> Path | None:

@@ -44,11 +44,16 @@ def test_counts(tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"backbone": "resnet/18"}, "no resnet/18: choose from resnet/18-3x3"),
+        ({"backbone": "resnet/18"}, "no resnet/18: choose from resnet/10-3x3"),
         ({"backbone": "resnett/18"}, "no 'resnett' among backbones: choose from resnet, vit"),
         ({"backbone": "vit/tiny-16"}, "vit/tiny-16 cannot cut 28 px"),
         ({"views": "symetric"}, "no views 'symetric': choose from asymmetric, grey"),
         ({"init": "imgnet"}, "no init 'imgnet': choose from random, imagenet"),
+        ({"init": "imagenet", "backbone": "resnet/10-3x3"}, "no weights of init 'imagenet' for re"),
+        ({"dataset": "phantom/cels"}, "cels"),
+        ({"dataset": "medmnist/brestmnist"}, "no 'brestmnist' in medmnist: choose from blood"),
+        ({"image_size": 32, "backbone": "resnet/18-3x3"}, "32"),
+        ({"target": ["same", "mnist/x"]}, "no 'mnist' among datasets"),
     ],
 )
 def test_a_wrong_name_is_a_problem(tmp_path, wrong, sentence):
@@ -57,7 +62,7 @@ def test_a_wrong_name_is_a_problem(tmp_path, wrong, sentence):
 
 
 def test_every_absent_file_is_listed_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(plan.weights, "_cached", lambda backbone: None)
     sweep = grid(
         dataset=["medmnist/breastmnist", "medmnist/pneumoniamnist"],
         target=["same", "medmnist/breastmnist", "phantom/xray"],
@@ -75,9 +80,9 @@ def test_a_missing_solo_learn_is_answered_with_the_command_that_adds_it(tmp_path
     monkeypatch.setattr(
         plan.importlib.util, "find_spec", lambda n: None if n == "solo" else real(n)
     )
-    found = plan.make(grid(), Store(tmp_path), None)
+    found = plan.make(grid(method="byol"), Store(tmp_path), None)
     assert found.problems == ["solo-learn is missing: pip install --no-deps solo-learn==1.0.2"]
-    assert plan.make(grid(method="none"), Store(tmp_path), None).problems == []
+    assert plan.make(grid(), Store(tmp_path), None).problems == []  # SimCLR needs none of it
 
 
 def test_an_empty_grid_is_a_sentence(tmp_path):

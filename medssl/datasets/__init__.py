@@ -57,6 +57,17 @@ def check(name: str, size: int, root: Path | None = None) -> list[str]:
     return [problem for member in members for problem in module.check(member, size, root)]
 
 
+def wrong(name: str, size: int) -> list[str]:
+    """What no file can mend: an unknown family, name or size."""
+    try:
+        family, members = parts(name)
+    except ValueError as problem:
+        return [str(problem)]
+    module = registry.load("datasets", family)
+    known = module.names() if size in module.SIZES else []
+    return [p for member in members if member not in known for p in module.check(member, size)]
+
+
 def ready(name: str, size: int, root: Path | None = None) -> None:
     """Fetches what is absent and verifies every file, once; ValueError with a remedy."""
     family, members = parts(name)

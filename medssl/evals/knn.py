@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from medssl.evals import Features, Subject, judge
 
+CHUNK = 4096  # B; sets memory, never the answer
+
 # M bank images, N query images, B queries at a time, J neighbours, D features, K classes
 
 
@@ -22,7 +24,6 @@ class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
     neighbours: int = 20  # J; a smaller bank votes whole
     temperature: float = 0.07  # lower trusts the nearest more
-    chunk: int = 4096  # B; sets memory, never the answer
 
 
 def evaluate(subject: Subject, config: Config) -> Iterator:
@@ -34,7 +35,7 @@ def vote(bank: Features, x_ND: Tensor, config: Config) -> Tensor:
     """Class scores (N, K): the bank's targets, averaged over each query's nearest neighbours."""
     bank_MD = F.normalize(bank.x_ND, dim=1)
     scores = []
-    for x_BD in F.normalize(x_ND, dim=1).split(config.chunk):
+    for x_BD in F.normalize(x_ND, dim=1).split(CHUNK):
         cosine_BJ, near_BJ = (x_BD @ bank_MD.T).topk(min(config.neighbours, len(bank_MD)))
         weight_BJ = (cosine_BJ / config.temperature).softmax(dim=1)
         scores.append(torch.einsum("bj,bjk->bk", weight_BJ, bank.t_NK[near_BJ]))

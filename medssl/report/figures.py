@@ -29,8 +29,14 @@ def _learning(axes, curve: list[dict[str, float]]) -> None:
 
 def _labels(axes, rows: list[dict]) -> None:
     lines: dict[str, dict[float, list[float]]] = {}
+    settings = {
+        name: sorted({r["settings"] for r in rows if r["eval"] == name})
+        for name in {r["eval"] for r in rows}
+    }
     for row in rows:
         name = row["eval"] + (f" on {row['target']}" if row["target"] != row["dataset"] else "")
+        if len(settings[row["eval"]]) > 1:
+            name += f" {row['settings']}"
         lines.setdefault(name, {}).setdefault(row["label_fraction"], []).append(row["value"])
     for colour, (name, points) in zip(COLOURS * len(lines), sorted(lines.items()), strict=False):
         x = sorted(points)

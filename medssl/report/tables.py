@@ -3,7 +3,8 @@
 A number is the mean over pretraining seeds, and ± their standard deviation (n - 1): how much one
 more seed would differ, not how sure the mean is. Several subset seeds are averaged first, within
 each pretraining seed. Where there is one seed there is no ±, and a cell that was not measured is a
-dash. What all encoders of a table share is in its caption.
+dash; a number of fewer seeds than the caption says is marked (n=...). What all encoders of a table
+share is in its caption.
 """
 
 from collections import defaultdict
@@ -80,11 +81,14 @@ def _summary(title: str, rows: list[dict]) -> Summary:
     seeds = len({row["seed"] for row in rows})
     same = {axis: _shared(rows, axis) for axis in NOTED if axis not in shown}
     spread = f", mean ± sd over {seeds} pretraining seeds" if seeds > 1 else ", 1 pretraining seed"
+    split = "validation" if rows[0]["metric"].startswith("val_") else "test"
     return Summary(
         title=title,
         header=[*shown, *(f"{100 * f:g}%" for f in fractions)],
-        rows=[[*line, *(_number(cells[f]) for f in fractions)] for line, cells in found.items()],
-        caption=f"test split{spread}; {', '.join(f'{k} {v}' for k, v in same.items() if v)}",
+        rows=[
+            [*line, *(_number(cells[f], seeds) for f in fractions)] for line, cells in found.items()
+        ],
+        caption=f"{split} split{spread}; {', '.join(f'{k} {v}' for k, v in same.items() if v)}",
     )
 
 
@@ -111,8 +115,9 @@ def _text(row: dict, axis: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _number(by_seed: dict[int, list[float]]) -> str:
+def _number(by_seed: dict[int, list[float]], seeds: int) -> str:
     if not by_seed:
         return "-"
     values = [mean(of_one) for of_one in by_seed.values()]
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    text = f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    return text + (f" (n={len(values)})" if len(values) < seeds else "")
