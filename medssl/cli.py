@@ -105,15 +105,16 @@ def ui(
         from medssl import tracking
         from medssl.store import Store
 
+        store = Store(store).root
         address = tracking.uri(Store(store))
         if address.startswith("http"):
             typer.echo(f"MLflow is at {address} (MLFLOW_TRACKING_URI)")
             return
         if not (store / "mlflow.db").exists():
-            raise ValueError(f"no MLflow data in {store.resolve()}: run a sweep first")
+            raise ValueError(f"no MLflow data in {store}: run a sweep first")
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address]
         command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        typer.echo(f"MLflow on {store.resolve()}: http://127.0.0.1:{port} (Ctrl-C to stop)")
+        typer.echo(f"MLflow on {store}: http://127.0.0.1:{port} (Ctrl-C to stop)")
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with contextlib.suppress(KeyboardInterrupt):
             raise typer.Exit(subprocess.call(command, env={**os.environ, **quiet}))

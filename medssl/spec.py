@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import product
+from numbers import Number
 
 from medssl import registry
 
@@ -207,7 +208,7 @@ class Sweep:
 
 def _several(axis) -> list:
     """One value as a list of one; `("simclr", {...})` is one value."""
-    alone = isinstance(axis, str | int | float) or (
+    alone = isinstance(axis, str | Number) or (
         isinstance(axis, tuple) and len(axis) == 2 and isinstance(axis[1], Mapping)
     )
     return [axis] if alone else list(axis)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from medssl import results
 from medssl.spec import Cell, Resources
 from medssl.store import Store
 
@@ -96,6 +97,10 @@ def run(
     found = tuner.fit()
     # where a reused worker died early, r.config is the trial's before it: the folder says which
     lost = {Path(r.path).name: _why(r.error) for r in found if r.error is not None}
+    for trial in found:
+        id, ended_well = Path(trial.path).name, (trial.metrics or {}).get("failed") == 0
+        if trial.error is None and ended_well and results.missing(todo[id], store):
+            lost[id] = f"it finished, but its results are not here: do all nodes see {store.root}?"
     shutil.rmtree(found.experiment_path, ignore_errors=True)
     return lost
 
@@ -105,7 +110,7 @@ def _trial(config: dict, job: Job, todo: dict[str, list[Cell]]) -> None:
     import torch
     from ray import tune
 
-    from medssl import device, results, trial
+    from medssl import device, trial
 
     torch.set_num_threads(job.resources.cpu)
     store = Store(job.store)

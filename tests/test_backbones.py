@@ -6,6 +6,7 @@ import torch
 from medssl import backbones, registry
 
 BUILT = [("resnet/18-3x3", 28, 512), ("resnet/18-7x7", 64, 512), ("resnet/50-7x7", 28, 2048)]
+BUILT += [("resnet/10-3x3", 28, 512)]
 BUILT += [("vit/tiny-14", 28, 192), ("vit/small-16", 64, 384), ("vit/tiny-7", 28, 192)]
 
 
@@ -26,6 +27,14 @@ def test_the_stem_is_the_one_in_the_name():
     assert isinstance(large.maxpool, torch.nn.MaxPool2d)
 
 
+@pytest.mark.parametrize("name", ["resnet/10-3x3", "resnet/18-7x7", "resnet/50-7x7"])
+def test_an_untrained_resnet_is_torchvisions_not_a_stem_with_shortcuts(name):
+    """timm starts the last norm of each block at 0, which halves what `none` is worth."""
+    for block in backbones.build(name, 28).layer1:
+        last = block.bn3 if hasattr(block, "bn3") else block.bn2
+        assert (last.weight == 1).all()
+
+
 def test_the_patch_is_the_one_in_the_name():
     assert backbones.build("vit/small-16", 64).pos_embed.shape == (1, 17, 384)
     assert backbones.build("vit/small-8", 64).pos_embed.shape == (1, 65, 384)
@@ -34,7 +43,7 @@ def test_the_patch_is_the_one_in_the_name():
 @pytest.mark.parametrize(
     ("name", "size", "sentence"),
     [
-        ("resnet/18", 28, "no resnet/18: choose from resnet/18-3x3, resnet/18-7x7"),
+        ("resnet/18", 28, "no resnet/18: choose from resnet/10-3x3, resnet/18-3x3"),
         ("vit/small-16", 28, "cannot cut 28 px: choose vit/small-4 or vit/small-7 or vit/small-14"),
         ("vit/huge-14", 28, "no vit/huge-14: choose from vit/tiny-4"),
     ],

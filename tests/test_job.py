@@ -19,6 +19,7 @@ RAY = Path(sys.executable).with_name("ray")
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1200),  # two demos, on a machine that may be busy
     pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2, which Linux has"),
 ]
 

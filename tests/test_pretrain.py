@@ -94,6 +94,30 @@ def test_the_same_seed_is_the_same_run_and_another_is_not():
     assert not same(a.encoder, c.encoder)
 
 
+def test_every_step_and_every_seed_throws_its_own_dice(monkeypatch):
+    thrown = []
+    real = room.views.two_crops
+
+    def listen(*arguments):
+        thrown.append(arguments[-1].initial_seed())
+        return real(*arguments)
+
+    monkeypatch.setattr(room.views, "two_crops", listen)
+    for seed in (0, 1):
+        pretrain(spec(seed=seed, epochs=2), images(), CPU)
+    assert len(thrown) == len(set(thrown)) == 2 * 2 * 2
+
+
+def test_the_optimiser_is_the_papers(monkeypatch):
+    made = []
+    real = torch.optim.AdamW
+    monkeypatch.setattr(
+        torch.optim, "AdamW", lambda *a, **k: made.append(real(*a, **k)) or made[-1]
+    )
+    pretrain(spec(epochs=1), images(), CPU)
+    assert {g["betas"] for g in made[0].param_groups} == {(0.9, 0.95)}
+
+
 def test_labels_cannot_be_seen():
     shuffled = dataclasses.replace(images(), t_NK=images().t_NK[::-1].copy())
     a, b = (pretrain(spec(epochs=1), data, CPU) for data in (images(), shuffled))
@@ -192,6 +216,6 @@ def test_what_is_reported_each_epoch():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_on_a_gpu_it_learns_and_resumes_close():
+def test_on_a_gpu_it_trains():
     whole = pretrain(spec(), images(), torch.device("cuda"))
     assert all(math.isfinite(e["loss"]) for e in whole.curve)

@@ -1,5 +1,6 @@
 """A sweep through Ray, as a user runs it: shared, resumed, killed, extended, and always right."""
 
+import contextlib
 import json
 import os
 import random
@@ -169,8 +170,9 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(undisturbed, tmp_pat
         time.sleep(wait)
         working = _working(runs, since=began)
         if victim == "worker" and working:
-            os.kill(working[0]["pid"], signal.SIGKILL)
-            kills.append(victim)
+            with contextlib.suppress(ProcessLookupError):  # it had just ended
+                os.kill(working[0]["pid"], signal.SIGKILL)
+                kills.append(victim)
             time.sleep(wait)  # Tune starts the trial again, and may be in the middle of it
         process.kill()
         kills.append("driver")
@@ -232,6 +234,30 @@ def test_a_killed_worker_is_replaced_and_the_sweep_goes_on_by_itself(tmp_path):
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert results.missing(runs.cells, runs.store) == []
+
+
+def test_a_worker_that_dies_once_too_often_is_named(tmp_path):
+    once = "epochs=30, seed=0, resources=Resources(cpu=1, retries=0, checkpoint_s=0.2)"
+    runs = Runs(tmp_path, once)
+    process = runs.start()
+    began = time.time()
+    while not [s for s in _working(runs, since=began) if s["curve"]]:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    victim = next(s for s in runs.progress() if s["curve"])
+    os.kill(victim["pid"], signal.SIGKILL)
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, out
+    assert "failed simclr on phantom/lesions" in out
+    assert "failed none" not in out
+    assert f"{victim['encoder']}.log" in out
+    assert {c.encoder.id for c in results.missing(runs.cells, runs.store)} == {victim["encoder"]}
+
+
+def test_a_trial_that_fits_nowhere_is_refused(tmp_path):
+    code, out = Runs(tmp_path, "resources=Resources(cpu=1, gpu=64)").run()
+    assert code == 2
+    assert "lower cpu and gpu in the sweep's Resources" in " ".join(out.split())
 
 
 def test_a_tracking_server_that_is_down_loses_nothing(tmp_path):

@@ -139,3 +139,64 @@ def test_a_resumed_trial_tells_the_whole_curve(tmp_path, monkeypatch):
     assert lengths[-1] == 3
     assert [n for n in lengths if n] == sorted(n for n in lengths if n)
     assert min(n for n in lengths if n) == 1  # told at once what the first attempt had done
+
+
+def test_the_subset_seed_draws_other_labels(tmp_path):
+    store = Store(tmp_path)
+    cells = sweep(method="none", subset_seed=[0, 1], label_fraction=0.1, eval="knn").cells()
+    trial.run(cells, store, HERE)
+    scores = [results.predictions(store, cell)["scores"] for cell in cells]
+    assert (scores[0] != scores[1]).any()
+
+
+@pytest.mark.data
+def test_every_split_has_its_own_features_also_where_one_file_holds_all(tmp_path, data):
+    here = trial.Here(torch.device("cpu"), data=data, code="test")
+    store = Store(tmp_path)
+    cells = sweep(method="none", dataset="medmnist/breastmnist", eval="knn").cells()
+    trial.run(cells, store, here)
+    kept = store.names(f"features/{cells[0].encoder.id}", ".safetensors")
+    assert {name.partition("-")[2] for name in kept} == {"train", "val", "test"}
+    before = results.table(store, cells)["value"].to_pylist()
+    for cell in cells:
+        store.delete(f"rows/{cell.id}.parquet")
+    trial.run(cells, store, here)  # from the features that were kept
+    assert results.table(store, cells)["value"].to_pylist() == before
+
+
+@pytest.mark.parametrize("kind", ["encoders", "features", "checkpoints"])
+def test_a_broken_file_is_set_aside_and_made_again(tmp_path, kind, counted):
+    store, cells = Store(tmp_path), sweep(eval="knn").cells()
+    trial.run(cells, store, HERE)
+    before = results.table(store, cells)["value"].to_pylist()
+    id = cells[0].encoder.id
+    if kind == "features":
+        names = [
+            f"features/{id}/{n}.safetensors" for n in store.names(f"features/{id}", ".safetensors")
+        ]
+    else:
+        names = [f"encoders/{id}.safetensors"]
+    if kind == "checkpoints":
+        store.delete(names[0])
+        names = [f"checkpoints/{id}.pt"]
+    for name in names:
+        store.write(name, b"torn")
+    for cell in cells:
+        store.delete(f"rows/{cell.id}.parquet")
+    trial.run(cells, store, HERE)
+    assert results.table(store, cells)["value"].to_pylist() == before
+    assert all((store.root / f"{name}.broken").exists() for name in names)
+    assert "was set aside" in store.read(f"logs/{id}.log").decode()
+
+
+def test_a_row_says_where_the_encoder_was_pretrained_and_where_it_was_judged(tmp_path, monkeypatch):
+    store, cells = Store(tmp_path), sweep(eval="knn").cells()
+    told = {"device": "H200", "precision": "bf16", "threads": 4}
+    monkeypatch.setattr(trial.device, "describe", lambda device: told)
+    trial.run(cells[:1], store, HERE)
+    monkeypatch.setattr(trial.device, "describe", lambda device: {**told, "device": "laptop"})
+    trial.run(cells[1:], store, HERE)
+    rows = results.table(store, cells).to_pylist()
+    assert [r["device"] for r in rows[:1] + rows[-1:]] == ["H200", "laptop"]
+    assert {r["encoder_device"] for r in rows} == {"H200"}
+    assert {r["encoder_precision"] for r in rows} == {"bf16"}

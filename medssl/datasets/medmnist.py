@@ -14,6 +14,7 @@ import importlib.util
 import os
 import shutil
 import urllib.request
+import uuid
 import zipfile
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def verify(variant: str, size: int, root: Path | None = None) -> None:
 def fetch(variant: str, size: int, root: Path | None = None, timeout_s: float = 20) -> Path:
     """Downloads the official file, whole or not at all; ValueError where it cannot be reached."""
     path, info = _path(variant, size, root), _info(variant)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         address = info[_key("url", size)]
