@@ -16,7 +16,7 @@ import pytest
 from medssl import plan, results
 from medssl.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 FILE = """
 from medssl import Resources, Sweep
