@@ -1,0 +1,133 @@
+"""The verbs, as a user types them; what a user gets wrong is a sentence and exit code 2."""
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from medssl import plan, results
+from medssl.cli import app
+from medssl.store import Store
+
+FILE = """
+from medssl import Sweep
+
+def sweep():
+    return Sweep(
+        name="t", method=["none", "simclr"], dataset="phantom/cells", backbone="vit/tiny-14",
+        image_size=28, epochs=1, eval="knn", label_fraction=[0.1, 1.0],
+        drop={"too easy": lambda cell: cell.encoder.method == "none" and cell.label_fraction == 1},
+    )
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    path = tmp_path / "t.py"
+    path.write_text(FILE)
+    return str(path)
+
+
+@pytest.fixture
+def store(tmp_path, sweep):
+    """With a result of every cell."""
+    kept = Store(tmp_path / "store")
+    for cell in plan.load(plan.Path(sweep)).cells():
+        arrays = {"target": np.zeros((3, 2), np.uint8)}
+        results.save(kept, cell, {"auroc": 0.75, "accuracy": 0.5}, arrays, {})
+    return str(kept.root)
+
+
+def medssl(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, list(arguments))
+    return done.exit_code, done.output
+
+
+def test_plan_says_what_is_done_what_is_dropped_and_why(sweep, store, tmp_path):
+    code, out = medssl("plan", sweep, "--store", store)
+    assert code == 0
+    assert "t: 2 encoders, 3 cells, 3 done, 0 missing" in out
+    assert "dropped 1 cells: too easy" in out
+    code, out = medssl("plan", sweep, "--store", str(tmp_path / "new"))
+    assert "3 missing; 2 encoders to make" in out
+
+
+def test_table_on_the_terminal_and_in_every_format(sweep, store, tmp_path):
+    code, out = medssl("table", sweep, "--store", store)
+    assert code == 0
+    assert "0.750" in out
+    _, out = medssl("table", sweep, "--store", store, "--metric", "accuracy")
+    assert "0.500" in out
+    _, out = medssl("table", sweep, "--store", store, "--format", "markdown")
+    assert "| phantom/cells | simclr | 0.750 | 0.750 |" in out
+    _, out = medssl("table", sweep, "--store", store, "--format", "latex")
+    assert "\\begin{tabular}" in out
+    for kind in ("csv", "parquet", "markdown", "latex"):
+        path = tmp_path / f"out.{kind}"
+        code, _ = medssl("table", sweep, "--store", store, "--format", kind, "--out", str(path))
+        assert code == 0
+        assert path.stat().st_size > 50
+
+
+def test_a_run_with_nothing_to_do_prints_the_table_and_starts_nothing(sweep, store, monkeypatch):
+    from medssl import sweep as engine
+
+    monkeypatch.setattr(engine, "run", None)  # a call would be an error
+    code, out = medssl("run", sweep, "--store", store)
+    assert code == 0, out
+    assert "3 done, 0 missing" in out
+    assert "0.750" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["table", "{sweep}", "--metric", "aurok"],
+            "no metric 'aurok' in this sweep: choose from acc",
+        ),
+        (["table", "{sweep}", "--format", "csv"], "name it with --out FILE"),
+        (["table", "{sweep}", "--format", "csv", "--out", "x.txt"], "does not end in .csv"),
+        (["plan", "nowhere.py"], "no sweep at nowhere.py"),
+        (["data", "fetch", "medmnist/pathmnst"], "no 'pathmnst' in medmnist: choose from blood"),
+    ],
+)
+def test_a_mistake_is_a_sentence(sweep, store, arguments, sentence):
+    arguments = [a.format(sweep=sweep) for a in arguments]
+    if arguments[0] == "table":
+        arguments += ["--store", store]
+    code, out = medssl(*arguments)
+    assert code == 2
+    assert sentence in " ".join(out.split())
+
+
+def test_an_empty_store_is_told(sweep, tmp_path):
+    empty = str(tmp_path / "empty")
+    assert medssl("table", sweep, "--store", empty) == (0, "no results yet\n")
+    code, out = medssl("ui", "--store", empty)
+    assert code == 2
+    assert "run a sweep first" in " ".join(out.split())
+
+
+@pytest.mark.data
+def test_data_is_listed_and_verified(data, tmp_path):
+    _, out = medssl("data", "list", "--data", str(data))
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if "/" in line}
+    assert lines["medmnist/breastmnist"] == ["here", "here", "-", "-"]
+    assert lines["medmnist/pathmnist"] == ["-"] * 4
+    assert lines["phantom/xray"] == ["here"] * 4
+    code, out = medssl("data", "verify", "--data", str(data))
+    assert code == 0
+    assert "0 wrong" in out
+    (tmp_path / "breastmnist.npz").write_bytes((data / "breastmnist.npz").read_bytes()[:-1])
+    code, out = medssl("data", "verify", "--data", str(tmp_path))
+    assert code == 1
+    assert "1 files in" in out
+    assert "1 wrong" in out
+
+
+def test_ui_points_to_the_tracking_server_that_is_set(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5001")
+    assert medssl("ui", "--store", str(tmp_path)) == (
+        0,
+        "MLflow is at http://127.0.0.1:5001 (MLFLOW_TRACKING_URI)\n",
+    )
