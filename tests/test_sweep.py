@@ -21,11 +21,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 FILE = """
 from medssl import Resources, Sweep
 
+SIMCLR = ("simclr", {"hidden_dim": 64, "out_dim": 32})  # narrow heads: checkpoints are small
+BYOL = ("byol", {"hidden_dim": 64, "predictor_dim": 64, "out_dim": 32})
+
 def sweep():
     given = dict(
-        name="tiny", method=["none", "simclr"], dataset="phantom/lesions", backbone="vit/tiny-14",
+        name="tiny", method=["none", SIMCLR], dataset="phantom/lesions", backbone="vit/tiny-14",
         image_size=28, epochs=2, warmup_epochs=1, learning_rate=1e-3, seed=[0, 1], eval="knn",
-        label_fraction=[0.1, 1.0], resources=Resources(cpu=1, checkpoint_s=0.2),
+        label_fraction=[0.1, 1.0], resources=Resources(cpu=1, checkpoint_s=1),
     )
     return Sweep(**given | dict({changes}))
 """
@@ -156,7 +159,7 @@ def test_a_new_label_fraction_starts_no_pretraining(undisturbed):
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(undisturbed, tmp_path):
     """Kill -9 of the driver, five times, and before two of them of a worker, at random moments."""
-    long = "epochs=8, method=['simclr', 'byol']"
+    long = "epochs=6, method=[SIMCLR, BYOL]"
     runs, calm, rng = Runs(tmp_path, long), Runs(tmp_path / "calm", long), random.Random(0)
     code, out = calm.run()
     assert code == 0, out
@@ -237,7 +240,7 @@ def test_a_killed_worker_is_replaced_and_the_sweep_goes_on_by_itself(tmp_path):
 
 
 def test_a_worker_that_dies_once_too_often_is_named(tmp_path):
-    once = "epochs=30, seed=0, resources=Resources(cpu=1, retries=0, checkpoint_s=0.2)"
+    once = "epochs=30, seed=0, resources=Resources(cpu=1, retries=0, checkpoint_s=1)"
     runs = Runs(tmp_path, once)
     process = runs.start()
     began = time.time()
