@@ -1,4 +1,4 @@
-"""The whole path on a laptop, with generated images: pretrain, evaluate, one table, curves in MLflow.
+"""The whole path on a laptop, with generated images: pretrain, evaluate, a table, curves in MLflow.
 
     make demo            or   medssl run sweeps/demo.py   or   python sweeps/demo.py
 
