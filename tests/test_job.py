@@ -78,9 +78,13 @@ def cluster():
 
 def submit(address: str, env: dict, *entrypoint: str) -> tuple[int, str]:
     command = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *entrypoint]
-    done = subprocess.run(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    for _ in range(20):
+        done = subprocess.run(
+            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if "No available agent" not in done.stdout:  # the head is up before its job agent is
+            break
+        time.sleep(3)
     return done.returncode, done.stdout
 
 
