@@ -54,12 +54,14 @@ def cluster():
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(os.urandom(32).hex())
-    gcs, board, client = free_port(), free_port() + 7, free_port() + 14
+    gcs = free_port()
+    board, client, agent = gcs + 7, gcs + 14, gcs + 21
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     env |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     command = [RAY, "start", "--head", "--num-cpus=2", f"--port={gcs}"]
     command += ["--node-ip-address=127.0.0.2", "--dashboard-host=127.0.0.1"]
     command += [f"--dashboard-port={board}", f"--ray-client-server-port={client}"]
+    command += [f"--dashboard-agent-listen-port={agent}"]  # 52365 may be another Ray's
     command += [f"--temp-dir={folder}/head", "--object-store-memory=200000000"]
     command += ["--disable-usage-stats"]
     try:
