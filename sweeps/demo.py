@@ -3,8 +3,8 @@
     make demo            or   medssl run sweeps/demo.py   or   python sweeps/demo.py
 
 Cost: about two minutes on 2 cores, no GPU, no network, no data. Success: every cell has a number,
-and on `phantom/organs` the linear probe of `simclr` stands above `none`, the same ResNet with random
-weights (0.76 and 0.69 with all labels). On `phantom/cells` three epochs are too few for that.
+and on `phantom/organs` the linear probe of `simclr` stands above `none`, the same ResNet with
+random weights (0.76 and 0.69 with all labels). On `phantom/cells` three epochs are too few for it.
 """
 
 from medssl import Resources, Sweep, cli
