@@ -1,5 +1,6 @@
 """What a user gets wrong is told before anything starts, and planning needs no torch."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -114,6 +115,11 @@ def test_every_sweep_in_the_repository_can_be_planned_and_says_what_it_costs(pat
     doc = path.read_text().split('"""')[1]
     for part in ("Cost:", "Success:", "sweeps/" + path.name):
         assert part in doc
+
+
+def test_solo_learn_is_found_before_and_after_its_door_was_opened(tmp_path):
+    importlib.import_module("medssl.methods._solo")
+    assert plan.make(plan.load(ROOT / "sweeps/full_grid.py"), Store(tmp_path), tmp_path).cells
 
 
 def test_the_full_grid_is_the_papers():

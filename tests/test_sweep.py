@@ -196,6 +196,14 @@ def _working(runs: Runs, since: float) -> list[dict]:
     ]
 
 
+def after_an_epoch(runs: Runs, process: subprocess.Popen) -> dict:
+    """What the first trial said that has an epoch behind it."""
+    while not (found := [said for said in runs.progress() if said["curve"]]):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return found[0]
+
+
 def test_a_diverged_trial_is_named_and_the_others_are_done(tmp_path):
     runs = Runs(tmp_path, "learning_rate=[1e-3, 1e30], seed=0, epochs=1")
     code, out = runs.run()
@@ -213,10 +221,7 @@ def test_a_diverged_trial_is_named_and_the_others_are_done(tmp_path):
 def test_ctrl_c_ends_it_and_the_next_run_goes_on(tmp_path):
     runs = Runs(tmp_path, "epochs=30, seed=0")
     process = runs.start()
-    began = time.time()
-    while not [s for s in _working(runs, since=began) if s["curve"]]:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    after_an_epoch(runs, process)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
@@ -229,11 +234,7 @@ def test_ctrl_c_ends_it_and_the_next_run_goes_on(tmp_path):
 def test_a_killed_worker_is_replaced_and_the_sweep_goes_on_by_itself(tmp_path):
     runs = Runs(tmp_path, "epochs=6, seed=0")
     process = runs.start()
-    began = time.time()
-    while not [s for s in _working(runs, since=began) if s["curve"]]:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    os.kill(next(s["pid"] for s in runs.progress() if s["curve"]), signal.SIGKILL)
+    os.kill(after_an_epoch(runs, process)["pid"], signal.SIGKILL)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 0, out
     assert results.missing(runs.cells, runs.store) == []
@@ -243,11 +244,7 @@ def test_a_worker_that_dies_once_too_often_is_named(tmp_path):
     once = "epochs=30, seed=0, resources=Resources(cpu=1, retries=0, checkpoint_s=1)"
     runs = Runs(tmp_path, once)
     process = runs.start()
-    began = time.time()
-    while not [s for s in _working(runs, since=began) if s["curve"]]:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    victim = next(s for s in runs.progress() if s["curve"])
+    victim = after_an_epoch(runs, process)
     os.kill(victim["pid"], signal.SIGKILL)
     out, _ = process.communicate(timeout=300)
     assert process.returncode == 1, out

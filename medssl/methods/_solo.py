@@ -7,15 +7,15 @@ without running their `__init__`, reaches them. Nothing else of solo-learn may b
 
 import importlib.util
 import sys
-from types import ModuleType
+from importlib.machinery import ModuleSpec
 
 from medssl.methods._parts import in_float32
 
 
 def _register(name: str, folder: str) -> None:
-    package = ModuleType(name)
-    package.__path__ = [folder]
-    sys.modules.setdefault(name, package)
+    spec = ModuleSpec(name, loader=None, is_package=True)
+    spec.submodule_search_locations.append(folder)
+    sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
 
 
 _spec = importlib.util.find_spec("solo")
