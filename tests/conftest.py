@@ -57,7 +57,18 @@ class TinyEncoder(nn.Module):
         return self.net(x_BCHW)
 
 
+def tiny_vit() -> nn.Module:
+    """Forty-eight features of a 32 x 32 image, cut in 16 patches."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(
+        32, 8, num_classes=0, embed_dim=48, depth=2, num_heads=3, dynamic_img_size=True
+    )
+    model.dim = model.num_features
+    return model
+
+
 @pytest.fixture
 def tiny_encoder():
-    """Calls make fresh encoders, the same for one torch seed."""
-    return TinyEncoder
+    """Calls make fresh encoders, the same for one torch seed; of the family "vit" if asked."""
+    return lambda family="": tiny_vit() if family == "vit" else TinyEncoder()

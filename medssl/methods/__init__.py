@@ -17,8 +17,16 @@ class Step(NamedTuple):
 class SSLMethod(nn.Module):
     """What a method owes the trainer. `encoder` survives pretraining; the rest is scaffolding."""
 
-    views: str  # a function in views.py
     encoder: nn.Module  # x_BCHW -> f_BD, with .dim = D
+    views: str = "two_crops"  # an arrangement of views.py
+    preset: str = "asymmetric"  # of views.py, its paper's; what a sweep's views="own" means
+    backbones: tuple[str, ...] = ()  # families that it can train; (): all
+    symmetric: bool = True  # the first two views may trade places
+    cost: float = 1.0  # passes through the encoder per view of full size, with or without gradient
+
+    def __init__(self, encoder: nn.Module, config: object):
+        super().__init__()
+        self.encoder, self.config = encoder, config
 
     def step(self, views: Sequence[Tensor]) -> Step:
         raise NotImplementedError

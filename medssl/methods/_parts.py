@@ -47,6 +47,33 @@ def _half(value: object) -> bool:
     return isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
 
 
+@in_float32
+def cosine(a_NP: Tensor, b_MP: Tensor) -> Tensor:
+    """Cosine of the angle between every two rows (N, M)."""
+    return unit(a_NP) @ unit(b_MP).T
+
+
+def unit(z_NP: Tensor) -> Tensor:
+    """Rows of length 1, float32."""
+    return F.normalize(z_NP.float(), dim=1)
+
+
+@in_float32
+def swapped(target_GBK: Tensor, score_VBK: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of each view's scores with every *other* view's target, () mean over pairs.
+
+    The first G of the V views have targets, in the same order.
+    """
+    log_VBK = (score_VBK / temperature).log_softmax(2)
+    each_GV = -torch.einsum("gbk,vbk->gv", target_GBK, log_VBK) / score_VBK.shape[1]
+    return (each_GV.sum() - each_GV.diagonal().sum()) / (each_GV.numel() - len(each_GV))
+
+
+def gated(x: Tensor, open: Tensor) -> Tensor:
+    """`x`, whose gradient is multiplied by `open`: 0 lets it rest without a branch."""
+    return x.detach() + open * (x - x.detach())
+
+
 @torch.no_grad()
 def spread(z_NP: Tensor) -> Tensor:
     """1 when directions are uniform on the sphere, 0 when all images share one (collapse)."""

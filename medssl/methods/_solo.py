@@ -24,7 +24,19 @@ if _spec is None:
 _register("solo", _spec.submodule_search_locations[0])
 _register("solo.utils", _spec.submodule_search_locations[0] + "/utils")
 
-from solo.losses import byol_loss_func, simclr_loss_func  # noqa: E402
+from solo import losses  # noqa: E402
+from solo.utils.sinkhorn_knopp import SinkhornKnopp  # noqa: E402
 
-byol_loss = in_float32(byol_loss_func)
-simclr_loss = in_float32(simclr_loss_func)  # writes into a view, which no compiler takes: tests
+byol_loss = in_float32(losses.byol_loss_func)
+moco_loss = in_float32(losses.moco_loss_func)
+nnclr_loss = in_float32(losses.nnclr_loss_func)
+ressl_loss = in_float32(losses.ressl_loss_func)
+simsiam_loss = in_float32(losses.simsiam_loss_func)
+
+# what no compiler or CUDA graph takes (writes into views, boolean masks, loops): for tests alone
+barlow_loss = losses.barlow_loss_func
+dino_loss = losses.DINOLoss
+simclr_loss = losses.simclr_loss_func
+swav_loss = losses.swav_loss_func
+vicreg_loss = losses.vicreg_loss_func
+sinkhorn = SinkhornKnopp

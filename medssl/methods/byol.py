@@ -30,11 +30,10 @@ class Config:
 
 
 class Method(SSLMethod):
-    views = "two_crops"
+    cost = 2.0
 
     def __init__(self, encoder: nn.Module, config: Config):
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder, config)
         self.head = bn_mlp(encoder.dim, config.hidden_dim, config.out_dim)
         self.student = nn.Sequential(self.encoder, self.head)
         self.teacher = Teacher(self.student, config.momentum)

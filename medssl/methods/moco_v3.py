@@ -32,11 +32,10 @@ class Config:
 
 
 class Method(SSLMethod):
-    views = "two_crops"
+    cost = 2.0
 
     def __init__(self, encoder: nn.Module, config: Config):
-        super().__init__()
-        self.encoder, self.config = encoder, config
+        super().__init__(encoder, config)
         hidden, out = config.hidden_dim, config.out_dim
         depth = [hidden, hidden] if is_vit(encoder) else [hidden]
         norm = nn.BatchNorm1d(out, affine=False)

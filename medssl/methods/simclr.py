@@ -29,11 +29,8 @@ class Config:
 
 
 class Method(SSLMethod):
-    views = "two_crops"
-
     def __init__(self, encoder: nn.Module, config: Config):
-        super().__init__()
-        self.encoder, self.config = encoder, config
+        super().__init__(encoder, config)
         self.head = mlp(encoder.dim, config.hidden_dim, config.out_dim)
 
     def step(self, views: Sequence[Tensor]) -> Step:
