@@ -68,6 +68,13 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
         problems.update(datasets.wrong(name, size))
     for views in sorted({s.views for s in specs if s.method != NONE} - set(presets)):
         problems[f"no views {views!r}: choose from {', '.join(presets)}"] += 1
+    for axis, known in (
+        ("optimizer", registry.keys("optimizers", "OPTIMIZERS")),
+        ("sampling", ["proportional", "balanced"]),
+        ("early_stop", ["never", "collapse"]),
+    ):
+        for value in sorted({getattr(s, axis) for s in specs if s.method != NONE} - set(known)):
+            problems[f"no {axis} {value!r}: choose from {', '.join(known)}"] += 1
     for backbone, init in sorted({(s.backbone, s.init) for s in specs}):
         problems.update(weights.wrong(backbone, init))
     if any(map(_needs_solo, {s.method for s in specs})) and not importlib.util.find_spec("solo"):

@@ -1,6 +1,6 @@
 """One loop for every method: images on the device, views, step, backward, update, checkpoint.
 
-    uint8 images -> batch -> views -> method.step -> loss -> AdamW -> method.after_update
+    uint8 images -> batch -> views -> method.step -> loss -> optimiser -> method.after_update
 
 Nothing in a step waits for the host: batches are cut from images that live on the device, logs are
 summed there and read once per epoch, and a loss that is not finite makes the optimiser skip its
@@ -16,17 +16,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medssl import backbones, registry, views, weights
+from medssl import backbones, monitor, optimizers, registry, views, weights
 from medssl.datasets import Images
 from medssl.device import autocast
 from medssl.spec import NONE, EncoderSpec
 
 # B images in a batch, C channels, H rows, W columns, D members of a union
-
-BETAS = (0.9, 0.95)  # AdamW's, as the paper has them
 
 Report = Callable[[list[dict[str, float]]], None]  # the whole curve, after each epoch
 
@@ -53,13 +52,18 @@ class Pretrained:
     seconds: float = 0.0  # in the loop, over all attempts
     views_per_s: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)  # one entry per epoch
+    notes: list[str] = field(default_factory=list)  # what a reader of its numbers should know
 
 
 def initial(spec: EncoderSpec) -> Pretrained:
     """The encoder before its first step, the same for every method of one seed."""
     torch.manual_seed(spec.seed)
     encoder = backbones.build(spec.backbone, spec.image_size)
-    return Pretrained(encoder, weights.initialise(encoder, spec.backbone, spec.init))
+    loaded = weights.initialise(encoder, spec.backbone, spec.init)
+    left = ", ".join(loaded.left_random)
+    return Pretrained(
+        encoder, loaded, notes=[f"init {spec.init} left random: {left}"] if left else []
+    )
 
 
 def pretrain(
@@ -76,12 +80,13 @@ def pretrain(
     result = initial(spec)
     if spec.method == NONE:
         return result
-    module = registry.load("methods", spec.method)
-    method = module.Method(result.encoder, module.Config(**dict(spec.recipe)))
+    module, recipe = registry.load("methods", spec.method), dict(spec.recipe)
+    if recipe.get("queue", 0) > len(images):  # older keys would be of the very same images
+        result.notes.append(f"queue {recipe['queue']} cut to the {len(images)} training images")
+        recipe["queue"] = len(images)
+    method = module.Method(result.encoder, module.Config(**recipe))
     method.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(
-        groups(method, spec.weight_decay), lr=0.0, betas=BETAS, fused=True
-    )
+    optimizer = optimizers.build(spec.optimizer, groups(method, spec.weight_decay))
     make_views = getattr(views, method.views)
     generator = torch.Generator(device)
     x_NCHW = torch.from_numpy(images.x_NHWC).permute(0, 3, 1, 2).to(device)
@@ -106,7 +111,7 @@ def pretrain(
         if place == 0:
             seen = Epoch.empty(device)
         if place == 0 or order_N is None:
-            order_N = order(len(images), spec.seed, epoch).to(device)
+            order_N = order(images.domain_N, spec.sampling, spec.seed, epoch).to(device)
         picked_B = order_N[place * batch : (place + 1) * batch]
         generator.manual_seed(number(spec.seed, "views", step))
         domain_B = domain_N[picked_B]
@@ -133,8 +138,13 @@ def pretrain(
         if place + 1 == per_epoch:
             values = seen.read(per_epoch, epoch, per_epoch * batch * len(x_views)) | {"lr": rate}
             result.seconds += values["seconds"]
+            if monitor.due(epoch + 1, spec.epochs):
+                values |= monitor.look(method.encoder, images, device)
             result.curve.append(values)
             report(result.curve)
+            if spec.early_stop == "collapse" and monitor.collapsed(result.curve, times=2):
+                result.notes.append(f"ended after {epoch + 1} of {spec.epochs} epochs: collapsed")
+                break
         if checkpoint and time.monotonic() - saved_at >= checkpoint.every_s and step < total:
             checkpoint.save(
                 snapshot(step, seen, method, optimizer, device, result.seconds, result.curve)
@@ -203,9 +213,26 @@ def groups(method: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of the n images in this epoch, drawn on the host so that devices agree."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(number(seed, "order", epoch)))
+def order(domain_N: np.ndarray, sampling: str, seed: int, epoch: int) -> Tensor:
+    """Which image comes when in this epoch of N, drawn on the host so that devices agree.
+
+    proportional: each image once. balanced: as many of each member of a union; those of a small one
+    come again (all of them equally often, give or take one), and of a large one some wait.
+    """
+    generator = torch.Generator().manual_seed(number(seed, "order", epoch))
+    N, members = len(domain_N), np.unique(domain_N)
+    if sampling == "proportional" or len(members) == 1:
+        return torch.randperm(N, generator=generator)
+    picked = []
+    for place, member in enumerate(members):
+        own = torch.from_numpy(np.flatnonzero(domain_N == member))
+        share = N // len(members) + (place < N % len(members))
+        rounds = [
+            own[torch.randperm(len(own), generator=generator)] for _ in range(-(-share // len(own)))
+        ]
+        picked.append(torch.cat(rounds)[:share])
+    picked = torch.cat(picked)
+    return picked[torch.randperm(N, generator=generator)]
 
 
 def number(seed: int, what: str, index: int) -> int:

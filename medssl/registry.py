@@ -48,6 +48,16 @@ def config(kind: str, name: str) -> type:
 
 
 @cache
+def attribute(kind: str, name: str, attribute: str, otherwise=None):
+    """A literal of the class `Method` of a file, read without running it; else `otherwise`."""
+    for node in ast.parse((ROOT / kind / f"{known(kind, name)}.py").read_text()).body:
+        for line in node.body if isinstance(node, ast.ClassDef) and node.name == "Method" else []:
+            if isinstance(line, ast.Assign) and line.targets[0].id == attribute:
+                return ast.literal_eval(line.value)
+    return otherwise
+
+
+@cache
 def keys(file: str, mapping: str) -> list[str]:
     """The keys of a dict written at the top of a file, read without running it: view presets."""
     for node in ast.parse((ROOT / f"{file}.py").read_text()).body:

@@ -44,6 +44,8 @@ ROW = pa.schema(
         ("precision", pa.string()),  # of matrix products: bf16 | float32
         ("threads", pa.int64()),
         ("versions", pa.string()),  # of libraries, as JSON
+        ("notes", pa.string()),  # what a reader of its numbers should know of the pretraining
+        ("collapsed", pa.bool_()),  # its features lay on a line at the end, see monitor.py
         ("pretrain_s", pa.float64()),  # seconds in the training loop, over all attempts
         ("views_per_s", pa.float64()),  # while pretraining; 0 where there was none
         ("eval_s", pa.float64()),  # seconds of this evaluation, features not included

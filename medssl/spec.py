@@ -23,6 +23,7 @@ Named = str | tuple[str, Mapping[str, Scalar]]  # "simclr", or ("simclr", {"temp
 
 NONE = "none"  # the method of zero epochs: the init itself, judged like any encoder
 SAME = "same"  # the target that is the encoder's own dataset
+OWN = "own"  # the view preset that the method's paper has
 
 
 def settings(kind: str, named: Named) -> Settings:
@@ -82,15 +83,18 @@ class EncoderSpec(_Content):
     backbone: str  # "resnet/18-3x3": the stem and the patch size are part of the name
     init: str = "random"  # or "imagenet"
     views: str = "asymmetric"  # augmentation preset, see views.py
+    sampling: str = "proportional"  # of a union's members; "balanced": the same share of each
     image_size: int = 64  # pixels, square: 28, 64, 128 or 224
     epochs: int = 400  # passes over the training split
     batch_size: int = 256  # images, before views; a smaller set is one batch
+    optimizer: str = "adamw"  # or "sgd", "lars", see optimizers.py
     learning_rate: float = 3e-4  # at the end of the warm-up
-    weight_decay: float = 0.05  # AdamW's, on weights alone: not on norms and biases
+    weight_decay: float = 0.05  # on weights alone: not on norms and biases
     warmup_epochs: float = 10  # learning rate from 1/10 to full, then a half cosine to 0
+    early_stop: str = "never"  # or "collapse": when two looks in a row find features on a line
     seed: int = 0  # of the init, the order of images and the views
     recipe: Settings = ()  # the method's whole Config: editing a default renames the encoder
-    version: int = 1  # of loop, view presets and backbones; raise it when a fix outdates encoders
+    version: int = 2  # of loop, view presets and backbones; raise it when a fix outdates encoders
 
     def __post_init__(self):
         super().__post_init__()
@@ -137,7 +141,8 @@ class Sweep:
     """A grid. Every axis takes one value or several; nothing is computed until it is run.
 
     `drop` names combinations that make no sense: {"why": lambda cell: True where it is dropped};
-    `medssl plan` lists them with their reason.
+    `medssl plan` lists them with their reason. A method that cannot train a backbone (MAE on a
+    ResNet) is dropped by itself.
     """
 
     name: str  # of the MLflow experiment and the exported table
@@ -145,13 +150,16 @@ class Sweep:
     dataset: str | Sequence[str]
     backbone: str | Sequence[str]
     init: str | Sequence[str] = "random"
-    views: str | Sequence[str] = "asymmetric"
+    views: str | Sequence[str] = OWN  # each method's own preset
+    sampling: str | Sequence[str] = "proportional"
     image_size: int | Sequence[int] = 64
     epochs: int | Sequence[int] = 400
     batch_size: int | Sequence[int] = 256
+    optimizer: str | Sequence[str] = "adamw"
     learning_rate: float | Sequence[float] = 3e-4
     weight_decay: float | Sequence[float] = 0.05
     warmup_epochs: float | Sequence[float] = 10
+    early_stop: str | Sequence[str] = "never"
     seed: int | Sequence[int] = 0
     eval: Named | Sequence[Named] = ("knn", "linear_probe")
     target: str | Sequence[str] = SAME
@@ -167,7 +175,7 @@ class Sweep:
     def dropped(self) -> dict[str, int]:
         """How many cells each reason dropped."""
         reasons = [why for _, why in self._all() if why is not None]
-        return {why: reasons.count(why) for why in self.drop}
+        return {why: reasons.count(why) for why in dict.fromkeys([*self.drop, *reasons])}
 
     def _all(self) -> Iterator[tuple[Cell, str | None]]:
         seen = set()
@@ -175,7 +183,8 @@ class Sweep:
             for cell in self._cells_of(encoder):
                 if cell.id not in seen:
                     seen.add(cell.id)
-                    yield cell, next((why for why, f in self.drop.items() if f(cell)), None)
+                    unfit = _unfit(encoder.method, encoder.backbone)
+                    yield cell, unfit or next((y for y, f in self.drop.items() if f(cell)), None)
 
     def _encoders(self) -> Iterator[EncoderSpec]:
         axes = [
@@ -188,7 +197,10 @@ class Sweep:
                 spec = dict(zip(axes, chosen, strict=True))
                 if name == NONE:  # what pretraining would use has no effect, so it has no value
                     spec |= {"views": NONE, "epochs": 0, "batch_size": 0, "learning_rate": 0}
-                    spec |= {"weight_decay": 0, "warmup_epochs": 0}
+                    spec |= {"weight_decay": 0, "warmup_epochs": 0, "optimizer": NONE}
+                    spec |= {"sampling": NONE, "early_stop": "never"}
+                elif spec["views"] == OWN:
+                    spec["views"] = registry.attribute("methods", name, "preset", "asymmetric")
                 yield EncoderSpec(method=name, recipe=recipe, **spec)
 
     def _cells_of(self, encoder: EncoderSpec) -> Iterator[Cell]:
@@ -204,6 +216,15 @@ class Sweep:
                     subset_seed=0 if fraction == 1 else subset,
                     settings=settings("evals", named),
                 )
+
+
+def _unfit(method: str, backbone: str) -> str | None:
+    """Why the method cannot train the backbone, or None."""
+    if method == NONE or not (able := registry.attribute("methods", method, "backbones")):
+        return None
+    if backbone.partition("/")[0] in able:
+        return None
+    return f"{method} trains {' and '.join(able)} alone"
 
 
 def _several(axis) -> list:

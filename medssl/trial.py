@@ -24,7 +24,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from medssl import backbones, datasets, device, registry, results
+from medssl import backbones, datasets, device, monitor, registry, results
 from medssl.evals import Features
 from medssl.features import Judged, extract
 from medssl.pretrain import Checkpoint, Pretrained, pretrain
@@ -156,11 +156,13 @@ def encoder_of(
         "encoder_versions": versions(),
         "dataset_md5": images.md5,
         "init_sha256": trained.loaded.sha256,
+        "notes": "; ".join(trained.notes),
+        "collapsed": monitor.collapsed(trained.curve),
         "pretrain_s": trained.seconds,
         "views_per_s": trained.views_per_s,
     }
-    if trained.loaded.left_random:
-        progress.say(f"init {spec.init} left random: {', '.join(trained.loaded.left_random)}")
+    for note in trained.notes:
+        progress.say(note)
     state = {k: v.cpu().contiguous() for k, v in trained.encoder.state_dict().items()}
     header = {"medssl": json.dumps(about | {"curve": trained.curve})}
     store.write(name, safetensors.torch.save(state, header))

@@ -31,8 +31,10 @@ def images(n=40, channels=1, domains=1) -> Images:
 
 
 def spec(method="simclr", **changes) -> EncoderSpec:
-    narrow = {"hidden_dim": 16, "out_dim": 8}
-    narrow |= {"predictor_dim": 16} if method == "byol" else {}
+    narrow = {"hidden_dim": 16, "out_dim": 8, "predictor_dim": 16, "prototypes": 8, "queue": 24}
+    narrow |= {"bottleneck_dim": 8, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+    known = {f.name for f in dataclasses.fields(registry.config("methods", method))}
+    narrow = {k: v for k, v in narrow.items() if k in known}
     given = {"method": method, "dataset": "a/1", "backbone": "vit/tiny-14", "image_size": 28}
     given |= {"recipe": settings("methods", (method, narrow))}
     given |= {"epochs": 3, "batch_size": 16, "warmup_epochs": 1, "learning_rate": 1e-3}
@@ -175,10 +177,10 @@ def test_a_short_run_warms_up_for_half_of_it_at_most():
 
 def test_every_image_once_per_epoch_in_an_order_of_the_seed():
     first, again, next_epoch, other = (
-        order(50, 0, 0),
-        order(50, 0, 0),
-        order(50, 0, 1),
-        order(50, 1, 0),
+        order(np.zeros(50), "proportional", 0, 0),
+        order(np.zeros(50), "proportional", 0, 0),
+        order(np.zeros(50), "proportional", 0, 1),
+        order(np.zeros(50), "proportional", 1, 0),
     )
     assert sorted(first.tolist()) == list(range(50))
     assert torch.equal(first, again)
@@ -219,3 +221,59 @@ def test_what_is_reported_each_epoch():
 def test_on_a_gpu_it_trains():
     whole = pretrain(spec(), images(), torch.device("cuda"))
     assert all(math.isfinite(e["loss"]) for e in whole.curve)
+
+
+def test_balanced_sampling_gives_each_member_the_same_share_and_every_image_its_turn():
+    domain_N = np.repeat([0, 1, 2], [100, 17, 3])
+    picked = order(domain_N, "balanced", 0, 0)
+    assert len(picked) == 120
+    assert np.bincount(domain_N[picked]).tolist() == [40, 40, 40]
+    times = np.bincount(picked, minlength=120)
+    assert set(times[:100]) == {0, 1}
+    assert set(times[100:117]) == {2, 3}
+    assert set(times[117:]) == {13, 14}
+    assert not torch.equal(picked, order(domain_N, "balanced", 0, 1))
+    assert torch.equal(picked, order(domain_N, "balanced", 0, 0))
+    first = domain_N[picked[:30]]
+    assert len(set(first)) == 3  # mixed, not one member after another
+
+
+def test_balanced_and_proportional_are_one_where_there_is_one_set():
+    one = np.zeros(30)
+    assert torch.equal(order(one, "balanced", 3, 1), order(one, "proportional", 3, 1))
+
+
+def test_a_queue_is_cut_to_the_training_images_and_says_so():
+    small = pretrain(spec("moco_v2", epochs=1), images(), CPU)
+    assert small.notes == []
+    recipe = settings("methods", ("moco_v2", {"hidden_dim": 16, "out_dim": 8}))
+    cut = pretrain(spec("moco_v2", epochs=1, recipe=recipe), images(), CPU)
+    assert cut.notes == ["queue 65536 cut to the 40 training images"]
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 1e-3), ("sgd", 0.05), ("lars", 0.3)])
+def test_every_optimizer_trains_resumes_and_leaves_norms_undecayed(optimizer, rate):
+    given = spec(optimizer=optimizer, learning_rate=rate, epochs=2)
+    whole = pretrain(given, images(), CPU)
+    assert not same(whole.encoder, room.initial(given).encoder)
+    assert same(whole.encoder, interrupted(given, images(), 1).encoder)
+    other = pretrain(dataclasses.replace(given, weight_decay=0.5), images(), CPU)
+    assert not same(whole.encoder, other.encoder)
+
+
+def test_looks_are_in_the_curve_and_change_nothing(monkeypatch):
+    looked = pretrain(spec(), images(), CPU)
+    assert all({"knn_auroc", "feature_spread", "rankme"} <= set(entry) for entry in looked.curve)
+    monkeypatch.setattr(room.monitor, "due", lambda epoch, epochs: False)
+    blind = pretrain(spec(), images(), CPU)
+    assert "rankme" not in blind.curve[-1]
+    assert same(looked.encoder, blind.encoder)
+    assert measured(looked.curve) == measured(blind.curve)
+
+
+def test_a_collapsed_run_ends_early_where_that_was_asked(monkeypatch):
+    monkeypatch.setattr(room.monitor, "look", lambda *a: {"rankme": 1.1, "feature_spread": 0.5})
+    asked = pretrain(spec(epochs=5, early_stop="collapse"), images(), CPU)
+    assert len(asked.curve) == 2
+    assert asked.notes == ["ended after 2 of 5 epochs: collapsed"]
+    assert len(pretrain(spec(epochs=5), images(), CPU).curve) == 5

@@ -3,7 +3,8 @@
 A number is the mean over pretraining seeds, and ± their standard deviation (n - 1): how much one
 more seed would differ, not how sure the mean is. Several subset seeds are averaged first, within
 each pretraining seed. Where there is one seed there is no ±, and a cell that was not measured is a
-dash; a number of fewer seeds than the caption says is marked (n=...). What all encoders of a table
+dash; a number of fewer seeds than the caption says is marked (n=...), and a method whose encoder
+collapsed says under how many seeds. What all encoders of a table
 share is in its caption.
 """
 
@@ -14,9 +15,10 @@ from statistics import mean, stdev
 
 from medssl.spec import NONE
 
-RECIPE = ("views", "epochs", "batch_size", "learning_rate", "weight_decay", "warmup_epochs")
+RECIPE = ("views", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay")
+RECIPE += ("warmup_epochs", "sampling", "early_stop")
 AXES = ("target", "dataset", "backbone", "init", "image_size", *RECIPE, "method", "recipe")
-NOTED = ("backbone", "init", "image_size", *RECIPE)  # in the caption, where all rows share them
+NOTED = ("backbone", "init", "image_size", *RECIPE[:-2])  # in the caption, where all share them
 
 
 @dataclass
@@ -73,10 +75,13 @@ def latex(tables: Iterable[Summary]) -> str:
 def _summary(title: str, rows: list[dict]) -> Summary:
     shown = [axis for axis in AXES if axis in ("target", "method") or _varies(rows, axis)]
     found: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    collapsed: dict = defaultdict(set)
     targets = list(dict.fromkeys(row["target"] for row in rows))
     for row in sorted(rows, key=lambda row: targets.index(row["target"])):
         line = tuple(_text(row, axis) for axis in shown)
         found[line][row["label_fraction"]][row["seed"]].append(row["value"])
+        if row.get("collapsed"):
+            collapsed[line].add(row["seed"])
     fractions = sorted({row["label_fraction"] for row in rows})
     seeds = len({row["seed"] for row in rows})
     same = {axis: _shared(rows, axis) for axis in NOTED if axis not in shown}
@@ -86,10 +91,20 @@ def _summary(title: str, rows: list[dict]) -> Summary:
         title=title,
         header=[*shown, *(f"{100 * f:g}%" for f in fractions)],
         rows=[
-            [*line, *(_number(cells[f], seeds) for f in fractions)] for line, cells in found.items()
+            [
+                *_flagged(line, shown, collapsed[line]),
+                *(_number(cells[f], seeds) for f in fractions),
+            ]
+            for line, cells in found.items()
         ],
         caption=f"{split} split{spread}; {', '.join(f'{k} {v}' for k, v in same.items() if v)}",
     )
+
+
+def _flagged(line: tuple[str, ...], shown: list[str], collapsed: set[int]) -> list[str]:
+    """A method whose features collapsed says so, and under how many seeds."""
+    flag = f" (collapsed: {len(collapsed)})" if collapsed else ""
+    return [text + flag * (axis == "method") for text, axis in zip(line, shown, strict=True)]
 
 
 def _varies(rows: list[dict], axis: str) -> bool:
