@@ -10,12 +10,27 @@ box filters and a repeated edge).
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # B images; C channels, 1 (grey) or 3, first because a colour plane is then contiguous; H W pixels,
-# S of them after resizing; K taps of a filter
+# N of both, S of them after resizing; K taps of a filter; L grey levels; G control points
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601 as PIL; torchvision's 0.2989 would darken grey images
+
+
+def equalise(x_CBHW: Tensor, chosen_B: Tensor) -> Tensor:
+    """uint8 planes of the chosen images with flat histograms, exactly as torchvision's equalize."""
+    pixel_CBN = x_CBHW.flatten(2).long()
+    one_CBN = pixel_CBN.new_ones(()).expand_as(pixel_CBN)
+    count_CBL = pixel_CBN.new_zeros((*pixel_CBN.shape[:2], 256)).scatter_add_(2, pixel_CBN, one_CBN)
+    darker_CBL = count_CBL.cumsum(2) - count_CBL
+    # pixels per level, of those that are not the brightest; where too few are left, nothing changes
+    step_CB1 = darker_CBL.gather(2, x_CBHW.flatten(2).amax(2, keepdim=True).long()) // 255
+    level_CBL = ((darker_CBL + step_CB1 // 2) // step_CB1.clamp_min(1)).clamp_max(255)
+    same_L = torch.arange(256, device=x_CBHW.device)
+    level_CBL = torch.where((step_CB1 > 0) & chosen_B[:, None], level_CBL, same_L)
+    return level_CBL.to(torch.uint8).gather(2, pixel_CBN).view_as(x_CBHW)
 
 
 def crop(x_CBHW: Tensor, box_B4: Tensor, flip_B: Tensor, size: tuple[int, int]) -> Tensor:
@@ -51,6 +66,40 @@ def bicubic(start_B: Tensor, length_B: Tensor, flip_B: Tensor, source: int, size
         len(w_BSK), size, source + 2 * reach
     )  # so that no two taps share a place
     return wide.scatter_(2, (pixel_BSK + reach).long(), w_BSK)[:, :, reach : reach + source]
+
+
+def warp(x_CBHW: Tensor, angle_B: Tensor, bend_B2GG: Tensor) -> Tensor:
+    """Images turned by degrees, anticlockwise as torchvision's rotate, and bent, in one resampling.
+
+    bend_B2GG says how far, in shares of width and height, each pixel near a control point fetches
+    its value from. Bilinear; mirrored at the border like the blur, because black corners would
+    shift the mean grey that contrast turns about, and show by how much the image was turned.
+    """
+    H, W = x_CBHW.shape[2:]
+    down_H1 = torch.arange(H, device=angle_B.device)[:, None] - (H - 1) / 2  # from the centre
+    across_W = torch.arange(W, device=angle_B.device) - (W - 1) / 2
+    angle_B11 = angle_B.deg2rad()[:, None, None]
+    cos, sin = angle_B11.cos(), angle_B11.sin()
+    move_B2HW = b_spline(H, bend_B2GG) @ bend_B2GG @ b_spline(W, bend_B2GG).mT
+    from_x = (cos * across_W - sin * down_H1) / W + move_B2HW[:, 0]  # shares of the side, from
+    from_y = (sin * across_W + cos * down_H1) / H + move_B2HW[:, 1]  # -1/2 to 1/2 inside the image
+    place_BHW2 = 2 * torch.stack((from_x, from_y), 3)
+    x_BCHW = F.grid_sample(
+        x_CBHW.transpose(0, 1), place_BHW2, padding_mode="reflection", align_corners=False
+    )
+    return x_BCHW.transpose(0, 1).contiguous()
+
+
+def b_spline(size: int, bend_B2GG: Tensor) -> Tensor:
+    """Weights (size, G) of control points for each pixel, of uniform cubic B-splines.
+
+    They are positive and add to 1, so no pixel moves further than the control points do.
+    """
+    points = bend_B2GG.shape[-1]
+    point_G = torch.arange(points, device=bend_B2GG.device) - 1  # one lies before the image's edge
+    pixel_S1 = torch.arange(size, device=bend_B2GG.device)[:, None] + 0.5
+    u_SG = (pixel_S1 * ((points - 3) / size) - point_G).abs()
+    return ((2 - u_SG).clamp_min(0) ** 3 - 4 * (1 - u_SG).clamp_min(0) ** 3) / 6
 
 
 def blend_(x_CBHW: Tensor, own_B: Tensor, mean_B: Tensor, grey_B: Tensor) -> None:

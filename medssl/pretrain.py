@@ -82,7 +82,6 @@ def pretrain(
     optimizer = torch.optim.AdamW(
         groups(method, spec.weight_decay), lr=0.0, betas=BETAS, fused=True
     )
-    make_views = getattr(views, method.views)
     generator = torch.Generator(device)
     x_NCHW = torch.from_numpy(images.x_NHWC).permute(0, 3, 1, 2).to(device)
     mean_DC, std_DC, domain_N = (
@@ -111,8 +110,13 @@ def pretrain(
         generator.manual_seed(number(spec.seed, "views", step))
         domain_B = domain_N[picked_B]
         with torch.no_grad():
-            x_views = make_views(
-                x_NCHW[picked_B], mean_DC[domain_B], std_DC[domain_B], spec.views, generator
+            x_views = views.make(
+                method.views,
+                x_NCHW[picked_B],
+                mean_DC[domain_B],
+                std_DC[domain_B],
+                spec.views,
+                generator,
             )
         seen.data_s += time.perf_counter() - started
 
@@ -131,7 +135,8 @@ def pretrain(
         step += 1
         seen.work_s += time.perf_counter() - started
         if place + 1 == per_epoch:
-            values = seen.read(per_epoch, epoch, per_epoch * batch * len(x_views)) | {"lr": rate}
+            each = sum(x.shape[1] == 3 for x in x_views)  # the dice of a mask are no view
+            values = seen.read(per_epoch, epoch, per_epoch * batch * each) | {"lr": rate}
             result.seconds += values["seconds"]
             result.curve.append(values)
             report(result.curve)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as F
 from PIL import Image
+from scipy.interpolate import BSpline
 from torch import Tensor
 
 from medssl import _pixels
@@ -23,7 +24,28 @@ def noise(B: int, C: int, H: int, W: int | None = None, seed: int = 0) -> Tensor
     return torch.randint(0, 256, (B, C, H, W or H), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize(("source", "size"), [(28, 28), (64, 64), (28, 64), (64, 28), (40, 33)])
+@pytest.mark.parametrize("C", [1, 3])
+def test_equalise_is_torchvisions_exactly_where_chosen(C: int) -> None:
+    x_BCHW = noise(9, C, 17, 23)
+    x_BCHW[0] = 77  # one level
+    x_BCHW[1] //= 64  # four levels
+    x_BCHW[2, :, :12] = 0  # black margins
+    x_BCHW[3, :, :16] = 255  # less than 255 pixels below the brightest: left as it is
+    x_BCHW[4] = 90 + x_BCHW[4] // 8
+    x_BCHW[5, :, 1:] = x_BCHW[5, :, :1]
+    chosen_B = torch.tensor([True] * 7 + [False] * 2)
+    before = x_BCHW.clone()
+    ours = _pixels.equalise(x_BCHW.transpose(0, 1).contiguous(), chosen_B).transpose(0, 1)
+    theirs = torch.stack([F.equalize(x) for x in x_BCHW[:7]])
+    assert ours.dtype == torch.uint8
+    assert torch.equal(ours, torch.cat((theirs, x_BCHW[7:])))
+    assert torch.equal(x_BCHW, before)
+    assert not torch.equal(ours[6], x_BCHW[6])
+
+
+@pytest.mark.parametrize(
+    ("source", "size"), [(28, 28), (64, 64), (28, 64), (64, 28), (40, 33), (28, 12)]
+)
 @pytest.mark.parametrize("flipped", [False, True])
 def test_crop_is_pil_bicubic_within_one_grey_level(source: int, size: int, flipped: bool) -> None:
     """Noise overshoots everywhere, so a cut after the wrong axis is 10 levels off.
@@ -60,6 +82,73 @@ def test_crop_sees_nothing_beyond_its_box() -> None:
     box_B4, flip_B = torch.tensor([[4.0, 7, 15, 18]]), torch.tensor([False])
     same = [_pixels.crop(x, box_B4, flip_B, (30, 30)) for x in (x_CBHW, other)]
     torch.testing.assert_close(*same, rtol=0, atol=0)
+
+
+def still(B: int) -> tuple[Tensor, Tensor]:
+    return torch.zeros(B), torch.zeros(B, 2, 7, 7)
+
+
+@pytest.mark.parametrize(("H", "W"), [(28, 28), (33, 20), (64, 64)])
+def test_turning_is_torchvisions_rotate_within_3e_5_but_for_the_corners(H: int, W: int) -> None:
+    x_CBHW = noise(7, 3, H, W).transpose(0, 1) / 255
+    angle_B = torch.tensor([-45.0, -10, 0, 3, 20, 45, 137])
+    ours = _pixels.warp(x_CBHW, angle_B, still(7)[1])
+    down, across = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    radius = torch.hypot(down - (H - 1) / 2, across - (W - 1) / 2)
+    inside = radius <= min(H, W) / 2 - 0.5  # from there torchvision looks up what is not there
+    for b, angle in enumerate(angle_B.tolist()):
+        theirs = F.rotate(x_CBHW[:, b], angle, F.InterpolationMode.BILINEAR)
+        torch.testing.assert_close(ours[:, b, inside], theirs[:, inside], rtol=0, atol=3e-5)
+
+
+def test_a_quarter_turn_moves_every_pixel_to_its_place() -> None:
+    x_CBHW = noise(1, 3, 28).transpose(0, 1) / 255
+    ours = _pixels.warp(x_CBHW, torch.tensor([90.0]), still(1)[1])
+    torch.testing.assert_close(ours, x_CBHW.rot90(1, (2, 3)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("H", "W"), [(28, 28), (5, 9), (64, 64), (1, 1)])
+def test_neither_turned_nor_bent_is_the_image_itself(H: int, W: int) -> None:
+    x_CBHW = noise(3, 3, H, W).transpose(0, 1) / 255
+    torch.testing.assert_close(_pixels.warp(x_CBHW, *still(3)), x_CBHW, rtol=0, atol=2e-5)
+
+
+def test_a_bend_is_torchvisions_elastic_transform_but_for_the_border() -> None:
+    B, H, W = 4, 40, 30
+    x_CBHW = noise(B, 3, H, W).transpose(0, 1) / 255
+    bend_B2GG = 0.2 * torch.rand(B, 2, 7, 7, generator=torch.Generator().manual_seed(0)) - 0.1
+    ours = _pixels.warp(x_CBHW, torch.zeros(B), bend_B2GG)
+    knots = np.arange(-3, 8) / 4  # four intervals, and three knots beyond each end
+    weights_HG, weights_WG = (
+        BSpline.design_matrix((np.arange(n) + 0.5) / n, knots, 3).toarray() for n in (H, W)
+    )
+    for b in range(B):
+        move_2HW = torch.from_numpy(weights_HG @ bend_B2GG[b].double().numpy() @ weights_WG.T)
+        assert move_2HW.abs().max() <= bend_B2GG[b].abs().max()
+        theirs = F.elastic_transform(x_CBHW[:, b], 2 * move_2HW.permute(1, 2, 0)[None].float())
+        inner = slice(5, -5)  # nothing moves by more than a tenth of 40 pixels
+        torch.testing.assert_close(
+            ours[:, b, inner, inner], theirs[:, inner, inner], rtol=0, atol=3e-5
+        )
+
+
+def test_beyond_the_border_is_the_mirrored_image() -> None:
+    x_CBHW = noise(1, 1, 20, 30).transpose(0, 1) / 255
+    bend_B2GG = torch.zeros(1, 2, 7, 7)
+    bend_B2GG[:, 0], bend_B2GG[:, 1] = 6 / 30, -4 / 20  # from 6 to the right, and 4 above
+    ours = _pixels.warp(x_CBHW, torch.zeros(1), bend_B2GG)[0, 0]
+    padded = np.pad(x_CBHW[0, 0].numpy(), ((4, 0), (0, 6)), mode="symmetric")
+    np.testing.assert_allclose(ours.numpy(), padded[:20, 6:], rtol=0, atol=2e-5)
+
+
+def test_turned_first_then_bent_in_the_source() -> None:
+    """Both at once: a shift of where to look is along the source's axes, whatever the angle."""
+    x_CBHW = noise(1, 1, 28).transpose(0, 1) / 255
+    bend_B2GG = torch.zeros(1, 2, 7, 7)
+    bend_B2GG[:, 0] = 3 / 28
+    ours = _pixels.warp(x_CBHW, torch.tensor([90.0]), bend_B2GG)[0, 0]
+    shifted = _pixels.warp(x_CBHW, torch.zeros(1), bend_B2GG)[0, 0]
+    torch.testing.assert_close(ours, shifted.rot90(1), rtol=0, atol=2e-5)
 
 
 def test_hue_is_torchvisions_within_1e_5() -> None:

@@ -17,7 +17,7 @@ class Step(NamedTuple):
 class SSLMethod(nn.Module):
     """What a method owes the trainer. `encoder` survives pretraining; the rest is scaffolding."""
 
-    views: str  # a function in views.py
+    views: str  # an arrangement of views.py: "two_crops", "multi_crop/6", ...
     encoder: nn.Module  # x_BCHW -> f_BD, with .dim = D
 
     def step(self, views: Sequence[Tensor]) -> Step:
