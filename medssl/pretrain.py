@@ -87,7 +87,6 @@ def pretrain(
     method = module.Method(result.encoder, module.Config(**recipe))
     method.to(device, memory_format=torch.channels_last).train()
     optimizer = optimizers.build(spec.optimizer, groups(method, spec.weight_decay))
-    make_views = getattr(views, method.views)
     generator = torch.Generator(device)
     x_NCHW = torch.from_numpy(images.x_NHWC).permute(0, 3, 1, 2).to(device)
     mean_DC, std_DC, domain_N = (
@@ -116,8 +115,13 @@ def pretrain(
         generator.manual_seed(number(spec.seed, "views", step))
         domain_B = domain_N[picked_B]
         with torch.no_grad():
-            x_views = make_views(
-                x_NCHW[picked_B], mean_DC[domain_B], std_DC[domain_B], spec.views, generator
+            x_views = views.make(
+                method.views,
+                x_NCHW[picked_B],
+                mean_DC[domain_B],
+                std_DC[domain_B],
+                spec.views,
+                generator,
             )
         seen.data_s += time.perf_counter() - started
 
@@ -136,7 +140,8 @@ def pretrain(
         step += 1
         seen.work_s += time.perf_counter() - started
         if place + 1 == per_epoch:
-            values = seen.read(per_epoch, epoch, per_epoch * batch * len(x_views)) | {"lr": rate}
+            each = sum(x.shape[1] == 3 for x in x_views)  # the dice of a mask are no view
+            values = seen.read(per_epoch, epoch, per_epoch * batch * each) | {"lr": rate}
             result.seconds += values["seconds"]
             if monitor.due(epoch + 1, spec.epochs):
                 values |= monitor.look(method.encoder, images, device)

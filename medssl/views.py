@@ -1,39 +1,43 @@
 """What should two views of an image differ in? A method learns to ignore exactly that.
 
-    uint8 batch -> crop, resize, flip -> jitter -> grayscale -> blur -> solarise -> two float views
+    uint8 batch -> equalise -> crop, resize, flip -> rotate, bend -> jitter -> grayscale -> blur
+        -> solarise -> float views
 
-Each image has its own numbers, yet nothing loops over images: crop, resize, flip and blur are one
-matrix per image and axis, `rows @ image @ columns.T`. So the flip comes first, not last as in
-torchvision pipelines; all that follows commutes with it. Two things differ from PIL: values stay
-float between steps (PIL rounds to 8 bits after each), and the blur is a true Gaussian reflected at
-the border (PIL: three box filters and a repeated edge).
+A preset says how much of each, an arrangement which views a method gets: any goes with any.
 `draw` rolls the dice, `apply` is a pure function of what fell. Shapes are static and numbers stay
-on the device, so a CUDA graph can hold both; the global generators are left alone.
-The recipe is solo-learn's "asymmetric", from BYOL (Grill et al. 2020, https://arxiv.org/abs/2006.07733).
+on the device, so a CUDA graph can hold both; the global generators are left alone. What each step
+does to pixels is in `_pixels.py`. The flip is one step with the crop, so it comes first, not last
+as in torchvision pipelines; all that follows commutes with it (turning and bending by chance: to
+the left is as likely as to the right).
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# B images; C channels, 1 (grey) or 3; H W pixels, S of them after resizing. Inside, channels come
-# first (CBHW): a colour plane is then contiguous. A attempts at a crop, K taps of a filter,
-# O the ops brightness, contrast, saturation (0, 1, 2)
+from medssl._pixels import blend_, blur, crop, equalise, solarise, turn_hue, warp
+
+# B images; C channels, 1 (grey) or 3, first inside (CBHW); H W pixels; A attempts at a crop,
+# G control points along a side, O the ops brightness, contrast, saturation (0, 1, 2)
 
 ATTEMPTS = 10  # at a crop that fits, as torchvision; then the largest central one
+POINTS = 7  # G: a bend is a cubic B-spline of four intervals along each side
 TAILS = 4  # standard deviations of blur kept on each side: 8 pixels for sigma 2
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601 as PIL; torchvision's 0.2989 would darken grey images
 
 
 @dataclass(frozen=True)
 class View:
+    equalise: float = 0.0  # share whose histogram is made flat, before the crop
     scale: tuple[float, float] = (0.08, 1.0)  # crop area / image area; a lower end zooms in further
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # crop width / height; (1, 1) distorts nothing
     flip: float = 0.5  # share mirrored left to right; 0 where the side of the body is the label
+    rotate: float = 0.0  # degrees +- this; corners are filled with the mirrored image
+    elastic: float = 0.0  # shares of the side +- this, how far control points move; 0.12 may fold
     jitter: float = 0.8  # share whose brightness, contrast, saturation and hue change, all four
     brightness: float = 0.4  # pixels are multiplied by 1 +- this
     contrast: float = 0.4  # distances to the image's mean grey are multiplied by 1 +- this
@@ -45,20 +49,177 @@ class View:
     solarise: float = 0.0  # share whose pixels from 128/255 up are inverted
 
 
-PRESETS: dict[str, tuple[View, ...]] = {
+PLAIN = View(jitter=0.0, grayscale=0.0, blur=0.0)  # crop and flip alone
+
+
+def twice(view: View) -> tuple[View, View]:
+    return view, view
+
+
+# All crop bicubically, as BYOL, DINO and MAE do; MoCo and SwAV have torchvision's bilinear default.
+PRESETS: dict[str, tuple[View, View]] = {
+    # BYOL (Grill et al. 2020, https://arxiv.org/abs/2006.07733), with solo-learn's numbers
     "asymmetric": (View(), View(blur=0.1, solarise=0.2)),
+    # ours: the same without what a grey image does not have, and without solarise
     "grey": (
         View(saturation=0.0, hue=0.0, grayscale=0.0),
         View(saturation=0.0, hue=0.0, grayscale=0.0, blur=0.1),
     ),
+    # VICReg (Bardes et al. 2022, https://arxiv.org/abs/2105.04906), with solo-learn's numbers
+    "vicreg": twice(View(scale=(0.2, 1.0), blur=0.5, solarise=0.1)),
+    # MoCo (He et al. 2020, https://arxiv.org/abs/1911.05722); there grayscale precedes the jitter
+    "moco_v1": twice(View(scale=(0.2, 1.0), jitter=1.0, saturation=0.4, hue=0.4, blur=0.0)),
+    # MoCo v2 (Chen et al. 2020, https://arxiv.org/abs/2003.04297); SimSiam's are the same
+    "moco_v2": twice(View(scale=(0.2, 1.0), saturation=0.4, blur=0.5)),
+    # SwAV (Caron et al. 2020, https://arxiv.org/abs/2006.09882): SimCLR's colours, at full strength
+    "swav": twice(
+        View(scale=(0.14, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, blur=0.5)
+    ),
+    # MAE (He et al. 2022, https://arxiv.org/abs/2111.06377)
+    "mae": twice(replace(PLAIN, scale=(0.2, 1.0))),
+    # In the manner of REMEDIS (Azizi et al. 2023, https://arxiv.org/abs/2205.09723) for radiology.
+    # Crop, flip, brightness, contrast, blur and the share equalised are its released code's. The
+    # paper names rotation and elastic deformation; we found no number for either (the code rotates
+    # only in fine-tuning, by a flag that is 0, and lacks the deformation), so both are ours: 45
+    # degrees, and pixels that move by 2% of the side (standard deviation), as in the U-Net paper.
+    # Theirs bends and turns before the crop, and makes colour images grey to equalise them.
+    "remedis": twice(
+        View(
+            equalise=0.5,
+            rotate=45.0,
+            elastic=0.07,
+            brightness=0.8,
+            contrast=0.8,
+            saturation=0.0,
+            hue=0.0,
+            grayscale=0.0,
+            blur=0.5,
+        )
+    ),
 }
+
+
+def make(
+    arrangement: str,
+    x_BCHW: Tensor,
+    mean_BC: Tensor,
+    std_BC: Tensor,
+    preset: str,
+    generator: torch.Generator,
+) -> list[Tensor]:
+    """Views (B, 3, H, W) float32 channels_last, normalised, of a uint8 batch with C = 1 or 3.
+
+    mean_BC and std_BC belong to each image, for pixels in 0..1. All is on the generator's device.
+    `arrangement` is one of the four functions below, and "multi_crop/4" has four local crops.
+    Raises ValueError for an arrangement or a preset that does not exist.
+    """
+    name, slash, variant = arrangement.partition("/")
+    if name not in ARRANGEMENTS:
+        known = ", ".join(ARRANGEMENTS)
+        raise ValueError(f"no {name!r} among view arrangements: choose from {known}")
+    if slash and not (name == "multi_crop" and variant.isdecimal()):
+        raise ValueError(
+            f"no {arrangement!r} among view arrangements: only multi_crop has a variant, the "
+            f"number of its local crops, as in 'multi_crop/6'"
+        )
+    count = [int(variant)] if slash else []
+    return ARRANGEMENTS[name](x_BCHW, mean_BC, std_BC, preset, generator, *count)
+
+
+def two_crops(
+    x_BCHW: Tensor, mean_BC: Tensor, std_BC: Tensor, preset: str, generator: torch.Generator
+) -> list[Tensor]:
+    """The preset's two views."""
+    return [look(view, x_BCHW, mean_BC, std_BC, generator) for view in pair(preset)]
+
+
+def strong_weak(
+    x_BCHW: Tensor, mean_BC: Tensor, std_BC: Tensor, preset: str, generator: torch.Generator
+) -> list[Tensor]:
+    """The preset's first view for a student; for its teacher, its crop and flip alone.
+
+    With "asymmetric" these are solo-learn's for ReSSL (Zheng et al. 2021,
+    https://arxiv.org/abs/2107.09282).
+    """
+    first, _ = pair(preset)
+    weak = replace(PLAIN, scale=first.scale, ratio=first.ratio, flip=first.flip)
+    return [look(view, x_BCHW, mean_BC, std_BC, generator) for view in (strong(first), weak)]
+
+
+def multi_crop(
+    x_BCHW: Tensor,
+    mean_BC: Tensor,
+    std_BC: Tensor,
+    preset: str,
+    generator: torch.Generator,
+    local: int = 6,
+) -> list[Tensor]:
+    """Two global views of at least 0.14 of the area, then `local` small ones of at most that.
+
+    Areas and sizes are SwAV's, which DINO shares for a ResNet (for a ViT it divides at 0.4). Local
+    crops are DINO's too: the first view's colours, blur in one of two, no solarise. For "swav" they
+    are SwAV's. They have 96/224 of the pixels along a side, rounded to a multiple of 4: 12 of 28.
+    """
+    first, second = pair(preset)
+    whole = [replace(v, scale=(max(v.scale[0], 0.14), v.scale[1])) for v in (first, second)]
+    small = replace(strong(first), scale=(0.05, 0.14))
+    H, W = (max(1, round(side * 96 / 224 / 4)) * 4 for side in x_BCHW.shape[2:])
+    return [look(view, x_BCHW, mean_BC, std_BC, generator) for view in whole] + [
+        look(small, x_BCHW, mean_BC, std_BC, generator, (H, W)) for _ in range(local)
+    ]
+
+
+def masked(
+    x_BCHW: Tensor, mean_BC: Tensor, std_BC: Tensor, preset: str, generator: torch.Generator
+) -> list[Tensor]:
+    """The preset's first view, and dice (B, 1, H, W) in 0..1 from which a method hides patches.
+
+    One per pixel, because the patch is the method's affair: it takes every p-th. Rolled here and
+    not in the method, so that a mask belongs to (seed, step) and stays beside its image.
+    """
+    B, _, H, W = x_BCHW.shape
+    view_B3HW = look(pair(preset)[0], x_BCHW, mean_BC, std_BC, generator)
+    return [view_B3HW, torch.rand(B, 1, H, W, generator=generator, device=generator.device)]
+
+
+ARRANGEMENTS: dict[str, Callable[..., list[Tensor]]] = {
+    f.__name__: f for f in (two_crops, strong_weak, multi_crop, masked)
+}
+
+
+def pair(preset: str) -> tuple[View, View]:
+    if preset not in PRESETS:
+        raise ValueError(f"no {preset!r} among view presets: choose from {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def strong(view: View) -> View:
+    """Blurred in one of two, if it is blurred at all, and never solarised."""
+    return replace(view, blur=0.5 if view.blur else 0.0, solarise=0.0)
+
+
+def look(
+    view: View,
+    x_BCHW: Tensor,
+    mean_BC: Tensor,
+    std_BC: Tensor,
+    generator: torch.Generator,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """One view of each image, (height, width) = size, or as large as the image."""
+    B, _, H, W = x_BCHW.shape
+    with torch.autocast(x_BCHW.device.type, enabled=False):  # bfloat16 has fewer bits than pixels
+        return apply(view, x_BCHW, mean_BC, std_BC, draw(view, B, H, W, generator), size)
 
 
 class Drawn(NamedTuple):
     """What chance decided for each image; nothing here depends on pixels."""
 
+    equalise_B: Tensor  # bool
     box_B4: Tensor  # top, left, height, width in whole pixels
     flip_B: Tensor  # bool
+    angle_B: Tensor  # degrees; 0 changes nothing
+    bend_B2GG: Tensor  # shares of the side, across and down; 0 changes nothing
     factor_BO: Tensor  # 1 changes nothing
     order_BO: Tensor  # which op is first, second, third
     turn_B: Tensor  # of hue, in turns; 0 changes nothing
@@ -68,36 +229,22 @@ class Drawn(NamedTuple):
     solarise_B: Tensor  # bool
 
 
-def two_crops(
-    x_BCHW: Tensor, mean_BC: Tensor, std_BC: Tensor, preset: str, generator: torch.Generator
-) -> list[Tensor]:
-    """Two views (B, 3, H, W) float32 channels_last, normalised, of a uint8 batch with C = 1 or 3.
-
-    mean_BC and std_BC belong to each image, for pixels in 0..1. All is on the generator's device.
-    Raises ValueError for a preset that does not exist.
-    """
-    if preset not in PRESETS:
-        raise ValueError(f"no {preset!r} among view presets: choose from {', '.join(PRESETS)}")
-    B, _, H, W = x_BCHW.shape
-    with torch.autocast(x_BCHW.device.type, enabled=False):  # bfloat16 has fewer bits than pixels
-        return [
-            apply(view, x_BCHW, mean_BC, std_BC, draw(view, B, H, W, generator))
-            for view in PRESETS[preset]
-        ]
-
-
 def draw(view: View, B: int, H: int, W: int, generator: torch.Generator) -> Drawn:
     """One call to the generator, of the same length for every recipe, whatever it leaves out."""
-    u = torch.rand(B, 2 * ATTEMPTS + 16, generator=generator, device=generator.device)
-    sizes = (ATTEMPTS, ATTEMPTS, 2, 3, 3, 8)
-    area_BA, ratio_BA, place_B2, factor_BO, order_BO, rest = u.split(sizes, dim=1)
-    flip_B, jitter_B, turn_B, shuffle_B, grayscale_B, blur_B, sigma_B, solarise_B = rest.unbind(1)
+    sizes = (ATTEMPTS, ATTEMPTS, 2, 2 * POINTS**2, 3, 3, 4, 6)
+    u = torch.rand(B, sum(sizes), generator=generator, device=generator.device)
+    area_BA, ratio_BA, place_B2, bend_BN, factor_BO, order_BO, *rest = u.split(sizes, dim=1)
+    equalise_B, flip_B, angle_B, jitter_B = rest[0].unbind(1)
+    turn_B, shuffle_B, grayscale_B, blur_B, sigma_B, solarise_B = rest[1].unbind(1)
     strengths = (view.brightness, view.contrast, view.saturation)
     changes = [(2 * u_B - 1) * s for u_B, s in zip(factor_BO.unbind(1), strengths, strict=True)]
     jitter_B, blur_B = jitter_B < view.jitter, blur_B < view.blur
     return Drawn(
+        equalise_B=equalise_B < view.equalise,
         box_B4=boxes(view, area_BA, ratio_BA, place_B2, H, W),
         flip_B=flip_B < view.flip,
+        angle_B=(2 * angle_B - 1) * view.rotate,
+        bend_B2GG=((2 * bend_BN - 1) * view.elastic).unflatten(1, (2, POINTS, POINTS)),
         factor_BO=1 + torch.stack(changes, 1) * jitter_B[:, None],
         order_BO=order_BO.argsort(1),
         turn_B=(2 * turn_B - 1) * view.hue * jitter_B,
@@ -127,14 +274,25 @@ def boxes(
     return torch.cat((corner_B2, h_B1, w_B1), 1)
 
 
-def apply(view: View, x_BCHW: Tensor, mean_BC: Tensor, std_BC: Tensor, drawn: Drawn) -> Tensor:
-    """The view (B, 3, H, W) that `drawn` describes; `view` only says which steps to leave out.
+def apply(
+    view: View,
+    x_BCHW: Tensor,
+    mean_BC: Tensor,
+    std_BC: Tensor,
+    drawn: Drawn,
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    """The view (B, 3, *size) that `drawn` describes; `view` only says which steps to leave out.
 
     One channel stays one until the end: colour steps do nothing to grey, and the rest is per plane.
     """
     colour = x_BCHW.shape[1] == 3
-    x_CBHW = x_BCHW.transpose(0, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    x_CBHW = crop(x_CBHW, drawn.box_B4, drawn.flip_B, x_BCHW.shape[2:])
+    x_CBHW = x_BCHW.transpose(0, 1).contiguous()
+    if view.equalise > 0:
+        x_CBHW = equalise(x_CBHW, drawn.equalise_B)
+    x_CBHW = crop(x_CBHW.float(), drawn.box_B4, drawn.flip_B, size or x_BCHW.shape[2:])
+    if view.rotate > 0 or view.elastic > 0:
+        x_CBHW = warp(x_CBHW, drawn.angle_B, drawn.bend_B2GG)
     if view.jitter > 0:
         jitter_(x_CBHW, drawn, hue=colour and view.hue > 0)
     if view.grayscale > 0 and colour:
@@ -147,41 +305,6 @@ def apply(view: View, x_BCHW: Tensor, mean_BC: Tensor, std_BC: Tensor, drawn: Dr
     x_CBHW = x_CBHW.sub_(mean_BC.T[:, :, None, None]).div_(std_BC.T[:, :, None, None])
     x_BCHW = x_CBHW.transpose(0, 1).expand(-1, 3, -1, -1)
     return x_BCHW.contiguous(memory_format=torch.channels_last)
-
-
-def crop(x_CBHW: Tensor, box_B4: Tensor, flip_B: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes of images in 0..255, resized to size (height, width) in 0..1, mirrored where flip."""
-    top_B, left_B, h_B, w_B = box_B4.unbind(1)
-    rows_BSH = bicubic(top_B, h_B, torch.zeros_like(flip_B), x_CBHW.shape[2], size[0]) / 255
-    columns_BSW = bicubic(left_B, w_B, flip_B, x_CBHW.shape[3], size[1])
-    # overshoot is cut after each axis, because PIL stores 8 bits between the two
-    planes = [(x_BHW @ columns_BSW.mT).clamp_(0, 255) for x_BHW in x_CBHW]
-    return torch.stack([(rows_BSH @ x_BHW).clamp_(0, 1) for x_BHW in planes])
-
-
-def bicubic(start_B: Tensor, length_B: Tensor, flip_B: Tensor, source: int, size: int) -> Tensor:
-    """Weights (B, size, source) of PIL's antialiased bicubic, from start .. start + length alone.
-
-    As after PIL's .crop(): pixels beyond the box have no weight and the others are renormalised.
-    """
-    reach = 2 * math.ceil(max(source / size, 1))  # pixels each side; shrinking averages over more
-    start_B11, length_B11 = start_B[:, None, None], length_B[:, None, None]
-    out_S1 = torch.arange(size, device=start_B.device)[:, None] + 0.5
-    out_BS1 = torch.where(flip_B[:, None, None], size - out_S1, out_S1)
-    centre_BS1 = start_B11 + out_BS1 * (length_B11 / size)
-    first_BS1 = (centre_BS1 - reach + 0.5).floor()
-    pixel_BSK = first_BS1 + torch.arange(2 * reach, device=start_B.device)
-
-    u_BSK = (pixel_BSK + 0.5 - centre_BS1).abs() / (length_B11 / size).clamp_min(1)
-    far_BSK, near_BSK = (2 - u_BSK).clamp_min(0), (1 - u_BSK).clamp_min(0)
-    # Keys's cubic with a = -0.5, as two pieces that vanish beyond 2 and beyond 1
-    w_BSK = far_BSK**2 * (far_BSK - 1) / 2 + near_BSK**2 * (1 - 2 * near_BSK)
-    w_BSK = w_BSK * ((pixel_BSK >= start_B11) & (pixel_BSK < start_B11 + length_B11))
-    w_BSK = w_BSK / w_BSK.sum(2, keepdim=True)
-    wide = w_BSK.new_zeros(
-        len(w_BSK), size, source + 2 * reach
-    )  # so that no two taps share a place
-    return wide.scatter_(2, (pixel_BSK + reach).long(), w_BSK)[:, :, reach : reach + source]
 
 
 def jitter_(x_CBHW: Tensor, drawn: Drawn, hue: bool) -> None:
@@ -198,59 +321,3 @@ def jitter_(x_CBHW: Tensor, drawn: Drawn, hue: bool) -> None:
             op_B = drawn.order_BO[:, place]
             factor_B = drawn.factor_BO.gather(1, op_B[:, None])[:, 0]
             blend_(x_CBHW, factor_B, (1 - factor_B) * (op_B == 1), (1 - factor_B) * (op_B == 2))
-
-
-def blend_(x_CBHW: Tensor, own_B: Tensor, mean_B: Tensor, grey_B: Tensor) -> None:
-    """own * pixel + mean * the image's mean grey + grey * the pixel's grey, in place, in 0..1.
-
-    These are torchvision's adjust_brightness, adjust_contrast, adjust_saturation and grayscale.
-    """
-    own, mean, grey = (w_B[:, None, None] for w_B in (own_B, mean_B, grey_B))
-    if len(x_CBHW) == 1:  # a pixel is its own grey
-        own, added = own + grey, x_CBHW[0].mean((1, 2), keepdim=True) * mean
-    else:
-        r, g, b = x_CBHW
-        luma_BHW = (r * LUMA[0]).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2])
-        mean = luma_BHW.mean((1, 2), keepdim=True) * mean
-        added = luma_BHW.mul_(grey).add_(mean)
-    x_CBHW.mul_(own).add_(added).clamp_(0, 1)
-
-
-def turn_hue(x_CBHW: Tensor, turn_B: Tensor) -> Tensor:
-    """Colours turned in HSV with saturation and value kept, as torchvision's adjust_hue.
-
-    From red to cyan by way of green, hue is (1 + (g + b - r - low) / chroma) sixths of a turn; by
-    way of blue, minus that. So nothing asks which channel is highest.
-    """
-    r, g, b = x_CBHW
-    low = torch.minimum(torch.minimum(r, g), b)
-    chroma = torch.maximum(torch.maximum(r, g), b).sub_(low)
-    hue = (g + b).sub_(r).sub_(low).div_(chroma.clamp_min(1e-9)).add_(1).copysign_(g - b)
-    hue = hue.div_(6).add_(turn_B[:, None, None])
-    away = hue - torch.arange(3, device=hue.device)[:, None, None, None] / 3  # red, green, blue
-    away = away.sub_(away.round()).abs_()  # in turns, the short way round the circle
-    return away.mul_(-6).add_(2).clamp_(0, 1).mul_(chroma).add_(low)
-
-
-def blur(x_CBHW: Tensor, sigma_B: Tensor, radius: int) -> Tensor:
-    """Gaussian blur reflected at the border, as torchvision's with kernel_size 2 * radius + 1."""
-    rows_BHH = gaussian(sigma_B, radius, x_CBHW.shape[2])
-    columns_BWW = gaussian(sigma_B, radius, x_CBHW.shape[3])
-    return torch.stack([rows_BHH @ (x_BHW @ columns_BWW.mT) for x_BHW in x_CBHW])
-
-
-def gaussian(sigma_B: Tensor, radius: int, size: int) -> Tensor:
-    """Weights (B, size, size) of a blur; a radius beyond the image is reflected more than once."""
-    tap_K = torch.arange(-radius, radius + 1, device=sigma_B.device)
-    w_BK = (-0.5 * (tap_K / sigma_B[:, None].clamp_min(0.01)) ** 2).exp()  # at 0.01 one tap, of 1.0
-    w_BK = w_BK / w_BK.sum(1, keepdim=True)
-    pixel_S, last = torch.arange(size, device=sigma_B.device), size - 1
-    source_KS = last - (last - (pixel_S + tap_K[:, None]) % max(2 * last, 1)).abs()  # 0 1 2 1 0 ...
-    lands_KSS = (source_KS[:, :, None] == pixel_S).float()
-    return (w_BK @ lands_KSS.flatten(1)).unflatten(1, (size, size))
-
-
-def solarise(x_CBHW: Tensor, chosen_B: Tensor) -> Tensor:
-    """Pixels from 128/255 up inverted in the chosen images, as torchvision's solarize."""
-    from_B = torch.full_like(chosen_B, 128 / 255, dtype=x_CBHW.dtype).masked_fill(~chosen_B, 2)
-    return torch.where(x_CBHW >= from_B[:, None, None], 1 - x_CBHW, x_CBHW)

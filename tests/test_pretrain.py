@@ -10,6 +10,7 @@ import torch
 from medssl import pretrain as room
 from medssl import registry
 from medssl.datasets import Images
+from medssl.methods import Step
 from medssl.pretrain import Checkpoint, NotFinite, learning_rate, order, pretrain
 from medssl.spec import EncoderSpec, settings
 
@@ -98,13 +99,13 @@ def test_the_same_seed_is_the_same_run_and_another_is_not():
 
 def test_every_step_and_every_seed_throws_its_own_dice(monkeypatch):
     thrown = []
-    real = room.views.two_crops
+    real = room.views.make
 
     def listen(*arguments):
         thrown.append(arguments[-1].initial_seed())
         return real(*arguments)
 
-    monkeypatch.setattr(room.views, "two_crops", listen)
+    monkeypatch.setattr(room.views, "make", listen)
     for seed in (0, 1):
         pretrain(spec(seed=seed, epochs=2), images(), CPU)
     assert len(thrown) == len(set(thrown)) == 2 * 2 * 2
@@ -204,6 +205,20 @@ def test_a_set_smaller_than_the_batch_is_one_batch():
 def test_grey_and_colour_and_unions_are_trained_on():
     for data in (images(channels=3), images(domains=2)):
         assert len(pretrain(spec(epochs=1), data, CPU).curve) == 1
+
+
+@pytest.mark.parametrize(
+    ("arrangement", "each"), [("two_crops", 2), ("multi_crop/3", 5), ("masked", 1)]
+)
+def test_views_are_images_that_a_network_sees_and_dice_are_not(monkeypatch, arrangement, each):
+    """The rate counts local crops, and not the dice of a mask."""
+    method = registry.load("methods", "simclr").Method
+    monkeypatch.setattr(method, "views", arrangement)
+    monkeypatch.setattr(
+        method, "step", lambda self, x: Step(self.encoder(x[0]).square().mean(), {})
+    )
+    done = pretrain(spec(epochs=1), images(), CPU)
+    assert done.views_per_s * done.seconds == pytest.approx(2 * 16 * each)
 
 
 def test_what_is_reported_each_epoch():

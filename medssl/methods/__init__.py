@@ -18,7 +18,7 @@ class SSLMethod(nn.Module):
     """What a method owes the trainer. `encoder` survives pretraining; the rest is scaffolding."""
 
     encoder: nn.Module  # x_BCHW -> f_BD, with .dim = D
-    views: str = "two_crops"  # an arrangement of views.py
+    views: str = "two_crops"  # an arrangement of views.py, or "multi_crop/6"
     preset: str = "asymmetric"  # of views.py, its paper's; what a sweep's views="own" means
     backbones: tuple[str, ...] = ()  # families that it can train; (): all
     symmetric: bool = True  # the first two views may trade places
