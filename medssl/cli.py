@@ -96,6 +96,32 @@ def table(
 
 
 @app.command()
+def methods(name: Annotated[str, typer.Argument(help="One, with its settings.")] = "") -> None:
+    """Every pretraining method: its idea, its paper, its cost, its settings."""
+    with _sentences():
+        from rich.table import Table
+
+        from medssl import registry
+
+        if name:
+            about = registry.about("methods", name)
+            typer.echo(about.told + "\n")
+            shown = Table("setting", "default", "", box=None, header_style="bold")
+            for setting, default, effect in about.settings:
+                shown.add_row(setting, f"{default}", effect)
+        else:
+            shown = Table("method", "idea", "paper", "cost", "trains", box=None)
+            for each in registry.names("methods"):
+                about = registry.about("methods", each)
+                cost = registry.attribute("methods", each, "cost", 1.0)
+                able = registry.attribute("methods", each, "backbones", ("all",))
+                shown.add_row(each, about.idea, about.paper, f"{cost:g}", " ".join(able))
+        _console().print(shown)
+        if not name:
+            typer.echo("\ncost: how often an image passes through an encoder, per view")
+
+
+@app.command()
 def ui(
     store: StoreOption = STORE,
     port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000,

@@ -5,7 +5,8 @@ A name may carry a variant: "medmnist/pathmnist" is datasets/medmnist.py, asked 
 
 import ast
 import importlib
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -55,6 +56,32 @@ def attribute(kind: str, name: str, attribute: str, otherwise=None):
             if isinstance(line, ast.Assign) and line.targets[0].id == attribute:
                 return ast.literal_eval(line.value)
     return otherwise
+
+
+@dataclass(frozen=True)
+class About:
+    """What a file says of itself."""
+
+    told: str  # its whole docstring
+    idea: str  # the first line of it
+    paper: str  # its first link
+    settings: tuple[tuple[str, object, str], ...]  # name, default, what turning it does
+
+
+def about(kind: str, name: str) -> About:
+    """Of a method or evaluation, read from its text: the listing cannot differ from the file."""
+    text = (ROOT / kind / f"{known(kind, name)}.py").read_text()
+    told = ast.get_docstring(ast.parse(text))
+    lines = text.partition("class Config:")[2].splitlines()
+    comment = {line.split(":")[0].strip(): line.partition("#")[2].strip() for line in lines}
+    return About(
+        told=told,
+        idea=told.partition("\n")[0].partition(": ")[2],
+        paper=re.search(r"https?://[^\s,;)]+", told)[0],
+        settings=tuple(
+            (f.name, f.default, comment[f.name]) for f in fields(config(kind, name))[1:]
+        ),
+    )
 
 
 @cache

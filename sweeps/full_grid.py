@@ -2,7 +2,7 @@
 
     ray job submit --working-dir . -- python sweeps/full_grid.py --store STORE --data FOLDER
 
-Methods x 11 MedMNIST sets at 64 px (ChestMNIST, which is multi-label, left out as in the paper) x
+`none` and the paper's eight methods x 11 MedMNIST sets at 64 px (ChestMNIST, which is multi-label, left out as in the paper) x
 ResNet-50, ViT-Small/16 x random, ImageNet x 1, 10, 100 % of the labels. `medssl plan` lists it.
 Cost: 400 epochs of every set are 352 million views for each (method, backbone, init); views/s
 depends on the GPU, and each row of the table says what it had. Success: every cell has a result.
@@ -17,7 +17,17 @@ SETS = "path derma oct pneumonia retina breast blood tissue organa organc organs
 def sweep() -> Sweep:
     return Sweep(
         name="full_grid",
-        method=["none", "simclr", "byol", "moco_v3"],  # the others as they land
+        method=[
+            "none",
+            "simclr",
+            "dino",
+            "byol",
+            "ressl",
+            "moco_v3",
+            "nnclr",
+            "vicreg",
+            "barlow_twins",
+        ],
         dataset=[f"medmnist/{name}mnist" for name in SETS.split()],
         backbone=["resnet/50-7x7", "vit/small-16"],
         init=["random", "imagenet"],
