@@ -45,7 +45,7 @@ def test_counts(tmp_path):
     ("wrong", "sentence"),
     [
         ({"backbone": "resnet/18"}, "no resnet/18: choose from resnet/10-3x3"),
-        ({"backbone": "resnett/18"}, "no 'resnett' among backbones: choose from resnet, vit"),
+        ({"backbone": "resnett/18"}, "no 'resnett' among backbones: choose from bit, convnext, re"),
         ({"backbone": "vit/tiny-16"}, "vit/tiny-16 cannot cut 28 px"),
         ({"views": "symetric"}, "no views 'symetric': choose from asymmetric, grey"),
         ({"init": "imgnet"}, "no init 'imgnet': choose from random, imagenet"),
