@@ -77,6 +77,8 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
             problems[f"no {axis} {value!r}: choose from {', '.join(known)}"] += 1
     for backbone, init in sorted({(s.backbone, s.init) for s in specs}):
         problems.update(weights.wrong(backbone, init))
+    for name, init in sorted({(weights.pin(s.init), s.init) for s in specs if weights.pin(s.init)}):
+        problems.update(weights.changed(init, store.read(name)))
     if any(map(_needs_solo, {s.method for s in specs})) and not importlib.util.find_spec("solo"):
         problems["solo-learn is missing: pip install --no-deps solo-learn==1.0.2"] += 1
     if not problems:

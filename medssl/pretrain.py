@@ -59,11 +59,7 @@ def initial(spec: EncoderSpec) -> Pretrained:
     """The encoder before its first step, the same for every method of one seed."""
     torch.manual_seed(spec.seed)
     encoder = backbones.build(spec.backbone, spec.image_size)
-    loaded = weights.initialise(encoder, spec.backbone, spec.init)
-    left = ", ".join(loaded.left_random)
-    return Pretrained(
-        encoder, loaded, notes=[f"init {spec.init} left random: {left}"] if left else []
-    )
+    return Pretrained(encoder, weights.initialise(encoder, spec.backbone, spec.init))
 
 
 def pretrain(

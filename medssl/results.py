@@ -40,6 +40,7 @@ ROW = pa.schema(
         ("dataset_md5", pa.string()),  # of the files pretrained on
         ("target_md5", pa.string()),  # of the files judged on
         ("init_sha256", pa.string()),  # of the weights file, empty for random
+        ("init_left_random", pa.string()),  # what of the encoder it did not hold: a stem
         ("device", pa.string()),
         ("precision", pa.string()),  # of matrix products: bf16 | float32
         ("threads", pa.int64()),

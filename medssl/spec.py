@@ -81,7 +81,7 @@ class EncoderSpec(_Content):
     method: str  # "simclr", or "none" for the init itself
     dataset: str  # "medmnist/pathmnist", pretrained on its training split
     backbone: str  # "resnet/18-3x3": the stem and the patch size are part of the name
-    init: str = "random"  # or "imagenet"
+    init: str = "random"  # or "imagenet", "dinov2", "file:PATH", ...: see weights.py
     views: str = "asymmetric"  # augmentation preset, see views.py
     sampling: str = "proportional"  # of a union's members; "balanced": the same share of each
     image_size: int = 64  # pixels, square: 28, 64, 128 or 224

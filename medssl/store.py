@@ -2,6 +2,7 @@
 
     encoders/ID.safetensors   features/ID/MD5-SPLIT.safetensors   checkpoints/ID.pt
     rows/CELL.parquet         predictions/CELL.parquet            progress/ID.json   logs/ID.log
+    inits/NAME.sha256         which file a `file:` init is, see weights.py
 
 A file appears whole or not at all: it is written beside its name, forced to disk, then renamed. Two
 processes that write the same name write the same content, so the last one wins and nothing is lost.

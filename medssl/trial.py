@@ -24,7 +24,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from medssl import backbones, datasets, device, monitor, registry, results
+from medssl import backbones, datasets, device, monitor, registry, results, weights
 from medssl.evals import Features
 from medssl.features import Judged, extract
 from medssl.pretrain import Checkpoint, Pretrained, pretrain
@@ -128,7 +128,9 @@ def encoder_of(
         encoder = backbones.build(spec.backbone, spec.image_size)
         encoder.load_state_dict(state)
         progress.curve = about.pop("curve")
+        about.pop("init", None)
         return Pretrained(encoder, Loaded()), about
+    pin_init(spec.init, store)
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
     progress.publish("pretraining")
 
@@ -156,18 +158,35 @@ def encoder_of(
         "encoder_versions": versions(),
         "dataset_md5": images.md5,
         "init_sha256": trained.loaded.sha256,
+        "init_left_random": ", ".join(trained.loaded.left_random),
         "notes": "; ".join(trained.notes),
         "collapsed": monitor.collapsed(trained.curve),
         "pretrain_s": trained.seconds,
         "views_per_s": trained.views_per_s,
     }
+    fitted = {
+        "left random": trained.loaded.left_random,
+        "changed to fit": trained.loaded.changed,
+        "did not use": trained.loaded.unused,
+    }
+    for what, names in fitted.items():
+        if names:
+            progress.say(f"init {spec.init} {what}: {', '.join(names)}")
     for note in trained.notes:
         progress.say(note)
     state = {k: v.cpu().contiguous() for k, v in trained.encoder.state_dict().items()}
-    header = {"medssl": json.dumps(about | {"curve": trained.curve})}
+    header = {"medssl": json.dumps(about | {"curve": trained.curve, "init": fitted})}
     store.write(name, safetensors.torch.save(state, header))
     store.delete(checkpoint)
     return trained, about
+
+
+def pin_init(init: str, store: Store) -> None:
+    """Remembers the file of a `file:` init; ValueError where the store knows another by it."""
+    if (name := weights.pin(init)) and (sha256 := weights.digest(init)):
+        if problems := weights.changed(init, store.read(name)):
+            raise ValueError(problems[0])
+        store.write(name, sha256.encode())
 
 
 def evaluate(

@@ -1,25 +1,34 @@
-"""What an encoder knows before pretraining: nothing, or a supervised ImageNet.
+"""What an encoder knows before pretraining: nothing, photographs, or what a file of yours holds.
 
-    imagenet -> timm's resnet*.tv_in1k, which are the weights the paper starts from; for ViT
-                augreg_in21k_ft_in1k, timm's default and so the paper's: ImageNet-21k, then 1k
+    random              nothing
+    imagenet            ImageNet's labels; for ViT and BiT first those of ImageNet-21k
+    imagenet_ssl/NAME   ImageNet without labels, by one method: see _published.py
+    dinov2              142 million photographs without labels; for ViTs with LayerScale, "-ls"
+    bit                 labels of ImageNet-21k, from which REMEDIS starts
+    file:PATH[@SHA]     safetensors, or what torch.save wrote: see _layouts.py for whose
 
-Position and patch embeddings are resampled to the image size. A 3x3 stem finds no 3x3 weights and
-stays random. Files are looked for in MEDSSL_WEIGHTS (TAG.safetensors), then in the hub's cache,
-then on the hub.
+Position and patch embeddings are resampled to the encoder's, a stem of one channel is spread over
+three, and a stem that does not fit (3x3) stays random. What was changed, left and not used is in
+`Loaded`, in the trial's log and in the encoder's file. Nothing in a file is executed.
+
+Published files are looked for in MEDSSL_WEIGHTS, in the caches, then on the network, and compared
+with their SHA-256 where it is known; it is in every row in any case. A PATH that is not absolute is
+looked for in MEDSSL_WEIGHTS alone, because workers run in folders of their own.
+
+An id holds the name of an init and not the file's content. So a store remembers which file was
+meant by each `file:PATH` (`pin`, `changed`) and refuses another under the same name; with @ and 12
+or more digits of its SHA-256, the content is part of the name.
 """
 
+import functools
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-INITS = ("random", "imagenet")
-TAGS = {
-    "resnet/18": "resnet18.tv_in1k",
-    "resnet/50": "resnet50.tv_in1k",
-    "vit/tiny": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
-    "vit/small": "vit_small_patch16_224.augreg_in21k_ft_in1k",
-}
+from medssl import _layouts, _published
+from medssl._published import Published
 
 
 @dataclass(frozen=True)
@@ -27,87 +36,193 @@ class Loaded:
     """What an init put into an encoder."""
 
     sha256: str = ""  # of the file; empty where there is none
-    left_random: tuple[str, ...] = ()  # parameters that found nothing of their shape
+    left_random: tuple[str, ...] = ()  # tensors of the encoder that found nothing of their shape
+    changed: tuple[str, ...] = ()  # what was resampled, from what to what
+    unused: tuple[str, ...] = ()  # modules of the file that the encoder has no use for
 
 
 def wrong(backbone: str, init: str) -> list[str]:
     """What no file can mend: an unknown init, or one that the backbone has not."""
-    if init not in INITS:
-        return [f"no init {init!r}: choose from {', '.join(INITS)}"]
-    if init != "random" and backbone.partition("-")[0] not in TAGS:
-        return [f"no weights of init {init!r} for {backbone}: choose init='random'"]
-    return []
+    if init == "random" or _named(init) or _published.of(backbone, init):
+        return []
+    here = [i for i in _published.FILES if _published.of(backbone, i)]
+    has = f"{backbone} has {', '.join(['random', *here, 'file:PATH'])}"
+    if init not in _published.FILES:
+        known = ", ".join(["random", *_published.FILES, "file:PATH"])
+        return [f"no init {init!r}: choose from {known}; {has}"]
+    owners = ", ".join(_published.FILES[init])
+    return [f"no weights of init {init!r} for {backbone}, only for {owners}: {has}"]
 
 
 def check(backbone: str, init: str) -> list[str]:
     """What stands between this machine and the init, a sentence each; imports no torch."""
-    if problems := wrong(backbone, init):
+    if (problems := wrong(backbone, init)) or init == "random":
         return problems
-    if init == "random" or _offline(backbone) or _cached(backbone):
-        return []
-    return [_absent(backbone)]
+    if not (path := _present(backbone, init)):
+        return [_absent(backbone, init)]
+    if _named(init):  # a published file is compared by `ready`: a plan reads no hundreds of MB
+        return _unlike(path, _sha256(path), _named(init)[1])
+    return []
 
 
 def ready(backbone: str, init: str) -> None:
-    """Fetches what is absent; ValueError with a remedy where it cannot be had."""
+    """Fetches what is absent, and compares it; ValueError with a remedy where that fails."""
     if problems := wrong(backbone, init):
         raise ValueError(problems[0])
     if init != "random":
-        _file(backbone)
+        path, promised = _file(backbone, init)
+        if problems := _unlike(path, _sha256(path), promised):
+            raise ValueError(problems[0])
 
 
 def initialise(encoder, backbone: str, init: str) -> Loaded:
     """Puts the init's weights into `encoder`, in place; "random" leaves it as it was built."""
+    if problems := wrong(backbone, init):
+        raise ValueError(problems[0])
     if init == "random":
         return Loaded()
-    from safetensors.torch import load_file
-
-    path = _file(backbone)
-    state = load_file(path)
-    if backbone.startswith("vit/"):
-        from timm.models.vision_transformer import checkpoint_filter_fn
-
-        state = checkpoint_filter_fn(state, encoder)
-    own = encoder.state_dict()
-    fits = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    missing, _ = encoder.load_state_dict(fits, strict=False)
-    left = tuple(k for k in missing if k in dict(encoder.named_parameters()))
-    if len(left) > 3:  # more than a stem or the embeddings
-        raise ValueError(f"{path} is not {_tag(backbone)}: {len(left)} parameters are not in it")
-    return Loaded(hashlib.sha256(path.read_bytes()).hexdigest(), left)
+    path, promised = _file(backbone, init)
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()  # of what is loaded, not of what was there before
+    if problems := _unlike(path, sha256, promised):
+        raise ValueError(problems[0])
+    try:
+        filled = _layouts.fit(encoder, _layouts.read(content, path.suffix))
+    except ValueError as why:
+        raise ValueError(f"init {init!r} of {backbone}: {path} {why}") from None
+    return Loaded(sha256, *map(tuple, filled))
 
 
-def _tag(backbone: str) -> str:
-    return TAGS[backbone.partition("-")[0]]
+def digest(init: str) -> str:
+    """The SHA-256 of the file of a `file:` init; empty where it is absent, and for other inits."""
+    path = _located(_named(init)[0]) if _named(init) else None
+    return _sha256(path) if path else ""
 
 
-def _offline(backbone: str) -> Path | None:
+def pin(init: str) -> str:
+    """Where a store remembers which file was meant by `init`; empty where its name says it."""
+    if not (named := _named(init)) or named[1]:
+        return ""
+    return f"inits/{hashlib.sha256(init.encode()).hexdigest()[:12]}.sha256"
+
+
+def changed(init: str, remembered: bytes | None) -> list[str]:
+    """A sentence where the file is another one than the one that the store remembers."""
+    was, now = (remembered or b"").decode(), digest(init)
+    if not was or not now or was == now:
+        return []
+    return [
+        f"{init} is not the file that this store knows by that name (SHA-256 {was[:12]}..., now "
+        f"{now[:12]}...): put that one back, or name this one {init}@{now[:12]}"
+    ]
+
+
+def _named(init: str) -> tuple[str, str] | None:
+    """(PATH, SHA or "") of "file:PATH[@SHA]"; None for any other init."""
+    match = re.fullmatch(r"file:(.+?)(?:@([0-9a-f]{12,64}))?", init)
+    return (match[1], match[2] or "") if match else None
+
+
+def _located(path: str) -> Path | None:
+    """The user's file: where its path says, or in MEDSSL_WEIGHTS where that is not absolute."""
+    whole = Path(path).expanduser()
+    if not whole.is_absolute():
+        return _offline(path)
+    return whole if whole.is_file() else None
+
+
+def _offline(name: str) -> Path | None:
     folder = os.environ.get("MEDSSL_WEIGHTS")
-    path = Path(folder or "/").expanduser() / f"{_tag(backbone)}.safetensors"
+    path = Path(folder or "/").expanduser() / name
     return path if folder and path.is_file() else None
 
 
-def _cached(backbone: str) -> Path | None:
+def _cached(file: Published) -> Path | None:
+    """From the hub's cache, or from ours for what is not on the hub."""
+    if file.url:
+        return _cache(file) if _cache(file).is_file() else None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(f"timm/{_tag(backbone)}", "model.safetensors")
+    found = try_to_load_from_cache(file.hub, "model.safetensors")
     return Path(found) if isinstance(found, str) else None
 
 
-def _file(backbone: str) -> Path:
-    if found := _offline(backbone) or _cached(backbone):
-        return found
-    from huggingface_hub import hf_hub_download
+def _cache(file: Published) -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "medssl" / "weights" / file.name
 
+
+def _present(backbone: str, init: str) -> Path | None:
+    """The init's file where this machine has it."""
+    if named := _named(init):
+        return _located(named[0])
+    file = _published.of(backbone, init)
+    return _offline(file.name) or _cached(file)
+
+
+def _file(backbone: str, init: str) -> tuple[Path, str]:
+    """The init's file, fetched if need be, and what its SHA-256 must begin with."""
+    path = _present(backbone, init) or _fetched(backbone, init)
+    if named := _named(init):
+        return path, named[1]
+    blob = path.resolve().name  # the hub's cache names a file by its SHA-256
+    known = _published.of(backbone, init).sha256
+    return path, known or (blob if re.fullmatch(r"[0-9a-f]{64}", blob) else "")
+
+
+def _fetched(backbone: str, init: str) -> Path:
+    file = _published.of(backbone, init)
     try:
-        return Path(hf_hub_download(f"timm/{_tag(backbone)}", "model.safetensors"))
-    except Exception as failed:  # whatever the hub's client raises when it has no network
-        raise ValueError(f"{_absent(backbone)} ({type(failed).__name__})") from None
+        if file is None:  # a file of the user's own, which nobody else has
+            raise FileNotFoundError
+        if file.hub:
+            from huggingface_hub import hf_hub_download
+
+            return Path(hf_hub_download(file.hub, "model.safetensors"))
+        from torch.hub import download_url_to_file
+
+        _cache(file).parent.mkdir(parents=True, exist_ok=True)
+        download_url_to_file(file.url, str(_cache(file)), file.sha256 or None, progress=False)
+        return _cache(file)
+    except Exception as failed:  # whatever a client raises when it has no network
+        raise ValueError(f"{_absent(backbone, init)} ({type(failed).__name__})") from None
 
 
-def _absent(backbone: str) -> str:
+def _absent(backbone: str, init: str) -> str:
+    """What to get, and where to put it."""
+    if named := _named(init):
+        return (
+            f"there is no {named[0]} for init {init!r}: name it by its whole path, or put it into "
+            f"the folder that MEDSSL_WEIGHTS names"
+        )
+    file = _published.of(backbone, init)
+    what = f"model.safetensors of {file.hub} from the Hugging Face hub" if file.hub else file.url
+    sha256 = f"SHA-256 {_dotted(file.sha256)}" if file.sha256 else "its SHA-256 is not known to us"
     return (
-        f"init 'imagenet' of {backbone} is not there: get model.safetensors of timm/"
-        f"{_tag(backbone)} from the Hugging Face hub, name it {_tag(backbone)}.safetensors and set "
-        f"MEDSSL_WEIGHTS to its folder"
+        f"init {init!r} of {backbone} is not there: get {what} ({sha256}), name it {file.name} and "
+        f"set MEDSSL_WEIGHTS to its folder"
     )
+
+
+def _unlike(path: Path, sha256: str, promised: str) -> list[str]:
+    """A sentence where a file's digest does not begin as promised."""
+    if sha256.startswith(promised):
+        return []
+    return [
+        f"{path} is not the file that is meant: its SHA-256 is {sha256} and should be "
+        f"{_dotted(promised)}: get it again"
+    ]
+
+
+def _dotted(digits: str) -> str:
+    return digits if len(digits) == 64 else f"{digits}..."
+
+
+def _sha256(path: Path) -> str:
+    return _hashed(path, path.stat().st_mtime_ns, path.stat().st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _hashed(path: Path, changed_ns: int, size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

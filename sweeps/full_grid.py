@@ -2,8 +2,8 @@
 
     ray job submit --working-dir . -- python sweeps/full_grid.py --store STORE --data FOLDER
 
-`none` and the paper's eight methods x 11 MedMNIST sets at 64 px (ChestMNIST, which is multi-label, left out as in the paper) x
-ResNet-50, ViT-Small/16 x random, ImageNet x 1, 10, 100 % of the labels. `medssl plan` lists it.
+`none` and the paper's eight methods x 11 MedMNIST sets at 64 px (ChestMNIST, which is multi-label,
+left out as there) x ResNet-50, ViT-Small/16 x random, ImageNet x 1, 10, 100 % of the labels.
 Cost: 400 epochs of every set are 352 million views for each (method, backbone, init); views/s
 depends on the GPU, and each row of the table says what it had. Success: every cell has a result.
 The paper searches learning rate and weight decay for each encoder; here they are its base values.

@@ -1,21 +1,36 @@
 """Names say what changes numbers, and a wrong one is a sentence before torch is imported."""
 
 import pytest
+import timm
 import torch
+from timm.layers import resample_abs_pos_embed
 
 from medssl import backbones, registry
+from medssl.backbones import timm as others
 
 BUILT = [("resnet/18-3x3", 28, 512), ("resnet/18-7x7", 64, 512), ("resnet/50-7x7", 28, 2048)]
-BUILT += [("resnet/10-3x3", 28, 512)]
+BUILT += [("resnet/10-3x3", 28, 512), ("bit/50x1", 28, 2048), ("convnext/tiny", 32, 768)]
 BUILT += [("vit/tiny-14", 28, 192), ("vit/small-16", 64, 384), ("vit/tiny-7", 28, 192)]
+BUILT += [("vit/base-14", 28, 768), ("vit/tiny-14-ls", 28, 192), ("timm/resnet14t", 28, 2048)]
+BUILT += [("timm/deit_tiny_patch16_224", 32, 192), ("timm/mobilenetv3_small_050", 64, 1024)]
+
+
+def features(encoder, x_BCHW):
+    with torch.no_grad():
+        return encoder.eval()(x_BCHW)
+
+
+def seeded(name, size):
+    torch.manual_seed(3)
+    return backbones.build(name, size)
 
 
 @pytest.mark.parametrize(("name", "size", "dim"), BUILT)
 def test_features_are_dim_wide(name, size, dim):
-    encoder = backbones.build(name, size).eval()
+    encoder = backbones.build(name, size)
+    assert encoder.training
     assert encoder.dim == dim
-    with torch.no_grad():
-        assert encoder(torch.zeros(2, 3, size, size)).shape == (2, dim)
+    assert features(encoder, torch.zeros(2, 3, size, size)).shape == (2, dim)
 
 
 def test_the_stem_is_the_one_in_the_name():
@@ -40,12 +55,75 @@ def test_the_patch_is_the_one_in_the_name():
     assert backbones.build("vit/small-8", 64).pos_embed.shape == (1, 65, 384)
 
 
+@pytest.mark.parametrize(("patch", "size"), [(14, 28), (7, 28), (16, 64)])
+def test_at_its_own_size_a_vit_is_timms_to_the_last_bit(patch, size):
+    ours = seeded(f"vit/tiny-{patch}", size)
+    torch.manual_seed(3)
+    plain = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=0, img_size=size, patch_size=patch
+    )
+    assert all(torch.equal(v, ours.state_dict()[k]) for k, v in plain.state_dict().items())
+    x_BCHW = torch.randn(3, 3, size, size)
+    for x in (x_BCHW, x_BCHW.to(memory_format=torch.channels_last)):
+        assert torch.equal(features(ours, x), features(plain, x))
+
+
+@pytest.mark.parametrize("px", [14, 13])
+def test_a_vit_takes_smaller_images_as_one_of_their_size_would(px):
+    """Resampled positions, and zeros to whole patches: multi-crop's local crops."""
+    large, small = backbones.build("vit/tiny-7", 28), backbones.build("vit/tiny-7", 14)
+    state = large.state_dict()
+    state["pos_embed"] = resample_abs_pos_embed(state["pos_embed"], [2, 2], [4, 4])
+    small.load_state_dict(state)
+    x_BCHW = torch.randn(2, 3, px, px)
+    padded = torch.nn.functional.pad(x_BCHW, (0, 14 - px, 0, 14 - px))
+    assert torch.allclose(features(large, x_BCHW), features(small, padded), atol=1e-5)
+
+
+def test_layer_scale_starts_where_it_changes_nothing():
+    plain, scaled = seeded("vit/tiny-14", 28), seeded("vit/tiny-14-ls", 28)
+    assert sum(k.endswith("gamma") for k in scaled.state_dict()) == 24
+    x_BCHW = torch.randn(2, 3, 28, 28)
+    assert torch.equal(features(plain, x_BCHW), features(scaled, x_BCHW))
+
+
+def test_bit_has_no_batch_norm_and_untrained_branches_that_count():
+    encoder = backbones.build("bit/50x1", 28).train()
+    x_BCHW = torch.randn(3, 3, 28, 28)
+    with torch.no_grad():
+        assert torch.allclose(encoder(x_BCHW)[:1], encoder(x_BCHW[:1]), atol=1e-4)
+    assert encoder.stages[0].blocks[0].conv3.weight.std() > 0
+
+
+def test_the_names_read_from_timms_files_are_those_that_timm_knows():
+    assert others.names() == set(timm.list_models())
+
+
+def test_an_architecture_that_cannot_work_at_this_size_is_a_sentence():
+    with pytest.raises(
+        ValueError, match=r"timm/densenet121 does not work at 28 px \(Runtime.*choose"
+    ):
+        backbones.build("timm/densenet121", 28)
+
+
+def test_features_that_are_not_one_vector_per_image_are_refused(monkeypatch):
+    monkeypatch.setattr(others, "_features", lambda model, size: torch.zeros(1, 8, 2, 2))
+    with pytest.raises(ValueError, match=r"of shape \(8, 2, 2\), not one vector per image"):
+        backbones.build("timm/resnet14t", 28)
+
+
 @pytest.mark.parametrize(
     ("name", "size", "sentence"),
     [
         ("resnet/18", 28, "no resnet/18: choose from resnet/10-3x3, resnet/18-3x3"),
         ("vit/small-16", 28, "cannot cut 28 px: choose vit/small-4 or vit/small-7 or vit/small-14"),
-        ("vit/huge-14", 28, "no vit/huge-14: choose from vit/tiny-4"),
+        ("vit/small-16-ls", 28, "cannot cut 28 px: choose vit/small-4-ls or vit/small-7-ls or vit"),
+        ("vit/huge-14", 28, "no vit/huge-14: choose from vit/SIZE-PATCH, or vit/SIZE-PATCH-ls wi"),
+        ("bit/101x1", 28, "no bit/101x1: choose bit/50x1"),
+        ("convnext/base", 64, "no convnext/base: choose convnext/tiny"),
+        ("convnext/tiny", 28, "convnext/tiny halves 28 px to nothing: use image_size=32 or more"),
+        ("timm/resnet5O", 28, "no timm/resnet5O: choose for example timm/resnet50, timm/resnet5"),
+        ("timm/resnet50.a1_in1k", 28, "names weights too: use timm/resnet50 and choose weights as"),
     ],
 )
 def test_a_wrong_name_is_a_sentence(name, size, sentence):

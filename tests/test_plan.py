@@ -46,11 +46,13 @@ def test_counts(tmp_path):
     ("wrong", "sentence"),
     [
         ({"backbone": "resnet/18"}, "no resnet/18: choose from resnet/10-3x3"),
-        ({"backbone": "resnett/18"}, "no 'resnett' among backbones: choose from resnet, vit"),
+        ({"backbone": "resnett/18"}, "no 'resnett' among backbones: choose from bit, convnext, re"),
         ({"backbone": "vit/tiny-16"}, "vit/tiny-16 cannot cut 28 px"),
         ({"views": "symetric"}, "no views 'symetric': choose from asymmetric, grey"),
         ({"init": "imgnet"}, "no init 'imgnet': choose from random, imagenet"),
         ({"init": "imagenet", "backbone": "resnet/10-3x3"}, "no weights of init 'imagenet' for re"),
+        ({"init": "dinov2", "backbone": "vit/tiny-14"}, "vit/tiny-14 has random, imagenet, file:P"),
+        ({"backbone": "timm/resnet5O"}, "no timm/resnet5O: choose for example timm/resnet50"),
         ({"dataset": "phantom/cels"}, "cels"),
         ({"dataset": "medmnist/brestmnist"}, "no 'brestmnist' in medmnist: choose from blood"),
         ({"image_size": 32, "backbone": "resnet/18-3x3"}, "32"),
@@ -63,7 +65,7 @@ def test_a_wrong_name_is_a_problem(tmp_path, wrong, sentence):
 
 
 def test_every_absent_file_is_listed_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan.weights, "_cached", lambda backbone: None)
+    monkeypatch.setattr(plan.weights, "_cached", lambda file: None)
     sweep = grid(
         dataset=["medmnist/breastmnist", "medmnist/pneumoniamnist"],
         target=["same", "medmnist/breastmnist", "phantom/xray"],
@@ -74,6 +76,23 @@ def test_every_absent_file_is_listed_once(tmp_path, monkeypatch):
     assert sum("pneumoniamnist.npz" in s for s in found.absent) == 1
     assert sum("resnet18.tv_in1k.safetensors" in s for s in found.absent) == 1
     assert len(found.absent) == 3
+
+
+def test_another_file_under_a_name_that_the_store_knows_is_a_problem(tmp_path):
+    path, store = tmp_path / "mine.pth", Store(tmp_path)
+    path.write_bytes(b"one")
+    init = f"file:{path}"
+    assert plan.make(grid(init=init), store, None).problems == []
+    store.write(plan.weights.pin(init), plan.weights.digest(init).encode())
+    assert plan.make(grid(init=[init, "random"]), store, None).problems == []
+    path.write_bytes(b"another")
+    (told,) = plan.make(grid(init=[init, "random"]), store, None).problems
+    named = f"{init}@{plan.weights.digest(init)[:12]}"
+    assert told.endswith(f"put that one back, or name this one {named}")
+    again = plan.make(grid(init=named), store, None)
+    assert (again.problems, again.absent) == ([], [])
+    path.unlink()
+    assert "there is no" in plan.make(grid(init=named), store, None).absent[0]
 
 
 def test_a_missing_solo_learn_is_answered_with_the_command_that_adds_it(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
 """One trial: work is shared, finished work stays, and what failed is explained."""
 
+import hashlib
 import json
 
 import pytest
+import safetensors
 import torch
 
-from medssl import results, trial
+from medssl import backbones, results, trial, weights
 from medssl.evals import knn
 from medssl.spec import Sweep
 from medssl.store import Store
@@ -147,6 +149,53 @@ def test_the_subset_seed_draws_other_labels(tmp_path):
     trial.run(cells, store, HERE)
     scores = [results.predictions(store, cell)["scores"] for cell in cells]
     assert (scores[0] != scores[1]).any()
+
+
+def test_a_file_is_an_init_whose_checksum_and_misfits_are_kept(tmp_path):
+    torch.manual_seed(1)
+    theirs = backbones.build("vit/tiny-14", 56).state_dict()
+    path = tmp_path / "mine.pth"
+    torch.save({"model": {k: v for k, v in theirs.items() if k != "norm.bias"}}, path)
+    store, init = Store(tmp_path), f"file:{path}"
+    cells = sweep(method="none", init=init, eval="knn").cells()
+    trial.run(cells, store, HERE)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    for _ in range(2):  # the second time from the encoder in the store
+        rows = results.table(store, cells).to_pylist()
+        assert {(r["init"], r["init_sha256"]) for r in rows} == {(init, sha256)}
+        assert {r["init_left_random"] for r in rows} == {"norm.bias"}
+        for cell in cells:
+            store.delete(f"rows/{cell.id}.parquet")
+        trial.run(cells, store, HERE)
+    log = store.read(f"logs/{cells[0].encoder.id}.log").decode()
+    assert f"init {init} left random: norm.bias\n" in log
+    assert f"init {init} changed to fit: pos_embed 1x17x192 to 1x5x192\n" in log
+    with safetensors.safe_open(
+        store.root / f"encoders/{cells[0].encoder.id}.safetensors", "pt"
+    ) as f:
+        kept = json.loads(f.metadata()["medssl"])["init"]
+        assert torch.equal(
+            f.get_tensor("blocks.3.attn.qkv.weight"), theirs["blocks.3.attn.qkv.weight"]
+        )
+    assert kept["left random"] == ["norm.bias"]
+
+
+def test_a_file_that_was_exchanged_is_refused_and_not_mixed_with_the_first(tmp_path):
+    path, store = tmp_path / "mine.pth", Store(tmp_path)
+    init = f"file:{path}"
+    torch.save(backbones.build("vit/tiny-14", 28).state_dict(), path)
+    first, second = (sweep(method="none", init=init, seed=s, eval="knn").cells() for s in (0, 1))
+    trial.run(first, store, HERE)
+    torch.save(backbones.build("vit/tiny-14", 56).state_dict(), path)
+    with pytest.raises(ValueError, match="is not the file that this store knows by that name"):
+        trial.run(second, store, HERE)
+    assert results.missing(first + second, store) == second
+    named = sweep(method="none", init=f"{init}@{weights.digest(init)[:12]}", eval="knn").cells()
+    trial.run(named, store, HERE)
+    for cell in first:  # an encoder that is there needs no file
+        store.delete(f"rows/{cell.id}.parquet")
+    trial.run(first, store, HERE)
+    assert results.missing(first + named, store) == []
 
 
 @pytest.mark.data

@@ -2,21 +2,35 @@
 
     vit/small-16 at 64 px: 4 x 4 patches + CLS = 17 tokens, which is what the paper trains
     vit/small-8  at 64 px: 65 tokens, four times the work
+    vit/base-14-ls         with LayerScale, which the weights of init="dinov2" need
 
-The image size must be a multiple of the patch: at 28 px use patch 4, 7 or 14.
-Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929; sizes of Touvron et al. 2021 (DeiT)
+The image size must be a multiple of the patch: at 28 px use patch 4, 7 or 14. Images of another
+size, the local crops of multi-crop, go through the same encoder: their position embeddings are
+resampled in each forward pass and their edge is padded with zeros to whole patches. At its own
+size it is timm's ViT to the last bit.
+
+LayerScale starts at 1, where it changes nothing: without weights for it, vit/small-14-ls computes
+what vit/small-14 does, so that one backbone can be compared over random, imagenet and dinov2.
+(DINOv2's own code starts it at 1e-5, where an untrained network is nearly the identity: `none`
+would be a soft opponent.)
+Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929; sizes of Touvron et al. 2021 (DeiT);
+LayerScale: Touvron et al. 2021, https://arxiv.org/abs/2103.17239
 """
 
-SIZES = ("tiny", "small")
+SIZES = ("tiny", "small", "base")
 PATCHES = (4, 7, 8, 14, 16)  # pixels
-VARIANTS = tuple(f"{size}-{patch}" for size in SIZES for patch in PATCHES)
+VARIANTS = tuple(f"{s}-{p}{ls}" for ls in ("", "-ls") for s in SIZES for p in PATCHES)
 
 
 def check(variant: str, image_size: int) -> list[str]:
     if variant not in VARIANTS:
-        return [f"no vit/{variant}: choose from {', '.join(f'vit/{v}' for v in VARIANTS)}"]
-    if image_size % int(variant.split("-")[1]):
-        fits = [f"vit/{variant.split('-')[0]}-{p}" for p in PATCHES if image_size % p == 0]
+        return [
+            f"no vit/{variant}: choose from vit/SIZE-PATCH, or vit/SIZE-PATCH-ls with LayerScale; "
+            f"SIZE {', '.join(SIZES)}; PATCH {', '.join(map(str, PATCHES))}"
+        ]
+    size, patch, *ls = variant.split("-")
+    if image_size % int(patch):
+        fits = ["-".join((f"vit/{size}", str(p), *ls)) for p in PATCHES if image_size % p == 0]
         return [f"vit/{variant} cannot cut {image_size} px: choose {' or '.join(fits)}"]
     return []
 
@@ -26,9 +40,15 @@ def build(variant: str, image_size: int):
 
     if problems := check(variant, image_size):
         raise ValueError(problems[0])
-    size, patch = variant.split("-")
+    size, patch, *ls = variant.split("-")
     model = timm.create_model(
-        f"vit_{size}_patch16_224", num_classes=0, img_size=image_size, patch_size=int(patch)
+        f"vit_{size}_patch16_224",
+        num_classes=0,
+        img_size=image_size,
+        patch_size=int(patch),
+        init_values=1.0 if ls else None,
+        dynamic_img_size=True,
+        dynamic_img_pad=True,
     )
     model.dim = model.num_features
     return model
