@@ -136,7 +136,7 @@ def ui(
         if address.startswith("http"):
             typer.echo(f"MLflow is at {address} (MLFLOW_TRACKING_URI)")
             return
-        if not (store / "mlflow.db").exists():
+        if not os.environ.get("MLFLOW_TRACKING_URI") and not (store / "mlflow.db").exists():
             raise ValueError(f"no MLflow data in {store}: run a sweep first")
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address]
         command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
@@ -212,15 +212,18 @@ def script(file: str) -> None:
 
 def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
     from medssl import plan as planning
+    from medssl import results, sweep, tracking, watch
     from medssl import status as state
-    from medssl import sweep, tracking, watch
     from medssl.store import Store
 
     console, kept = _console(), Store(store)
     data = data.expanduser().resolve() if data else None  # workers have another current folder
     if weights := os.environ.get("MEDSSL_WEIGHTS"):
         os.environ["MEDSSL_WEIGHTS"] = str(Path(weights).expanduser().resolve())
-    plan = planning.make(planning.load(sweep_file), kept, data)
+    asked = planning.load(sweep_file)
+    for name in results.set_aside_broken(asked.cells(), kept):
+        console.print(f"{_plain(name)} cannot be read: it was set aside, and is measured anew")
+    plan = planning.make(asked, kept, data)
     _show_plan(plan, kept, brief=True)
     if plan.problems:
         return 2
@@ -254,13 +257,12 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
             stop.set()
             for thread in beside:
                 thread.join(timeout=60)
+        state.stop(state.read(plan.missing, kept), kept)
     end = read()
     mirror.sync(end)
     try:
         _table(plan.cells, kept, "auroc", Format.terminal, None)
-    except (
-        ValueError
-    ) as broken:  # a file in the store; what else happened must be told all the same
+    except (ValueError, OSError) as broken:  # what else happened must be told all the same
         console.print(f"[red]{_plain(str(broken))}[/red]", soft_wrap=True)
     return _farewell(console, end, lost, kept, store, mirror.trouble)
 
@@ -278,12 +280,12 @@ def _farewell(console, end, lost: dict[str, str], kept, store: Path, trouble: st
             console.print(
                 f"[red]failed[/red] {trial.spec.method} on {trial.spec.dataset}, "
                 f"{trial.spec.backbone}, seed {trial.spec.seed}: {_plain(why)}\n"
-                f"       log: {kept.root}/logs/{trial.spec.id}.log",
+                f"       log: {_plain(str(kept.root))}/logs/{trial.spec.id}.log",
                 soft_wrap=True,
                 highlight=False,
             )
-    console.print(f"\nstore   {kept.root}", soft_wrap=True, highlight=False)
-    console.print(f"curves  medssl ui --store {shlex.quote(str(store))}", soft_wrap=True)
+    console.print(f"\nstore   {_plain(str(kept.root))}", soft_wrap=True, highlight=False)
+    console.print(_plain(f"curves  medssl ui --store {shlex.quote(str(store))}"), soft_wrap=True)
     if trouble:
         console.print(
             f"[yellow]MLflow is behind[/yellow] ({_plain(trouble)}): it is brought up to date when "
@@ -300,7 +302,8 @@ def _farewell(console, end, lost: dict[str, str], kept, store: Path, trouble: st
 
 def _mirror(mirror, read, stop: threading.Event) -> None:
     while not stop.wait(5):
-        mirror.sync(read())
+        with contextlib.suppress(OSError):  # a shared folder that is away for a moment
+            mirror.sync(read())
 
 
 def _figures(kept):

@@ -19,6 +19,8 @@ from medssl.evals import Features
 
 # N images, B at a time, C channels, D features, K classes
 
+VERSION = 1  # of `extract`; raise it when a fix outdates features that are in stores
+
 Load = Callable[[str, str], Features]  # (dataset, split) -> features of the whole split
 
 

@@ -27,6 +27,8 @@ from medssl.spec import NONE, EncoderSpec
 
 # B images in a batch, C channels, H rows, W columns, D members of a union
 
+UNDECAYED = ("cls_token", "reg_token", "pos_embed", "place_LQ")  # of timm's ViTs, of MAE's decoder
+
 Report = Callable[[list[dict[str, float]]], None]  # the whole curve, after each epoch
 
 
@@ -206,11 +208,15 @@ def learning_rate(spec: EncoderSpec, step: int, per_epoch: int) -> float:
 
 
 def groups(method: nn.Module, weight_decay: float) -> list[dict]:
-    """Two parameter groups: weights decay; norms, biases and tokens (one dimension) do not."""
-    trained = [p for p in method.parameters() if p.requires_grad]
+    """Two parameter groups: weights decay; norms, biases, tokens and positions do not."""
+    decayed, free = [], []
+    for name, p in method.named_parameters():
+        if p.requires_grad:
+            own = name.rpartition(".")[2]
+            (free if p.ndim <= 1 or own in UNDECAYED else decayed).append(p)
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
     ]
 
 

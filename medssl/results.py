@@ -41,8 +41,8 @@ ROW = pa.schema(
         ("target_md5", pa.string()),  # of the files judged on
         ("init_sha256", pa.string()),  # of the weights file, empty for random
         ("init_left_random", pa.string()),  # what of the encoder it did not hold: a stem
-        ("device", pa.string()),
-        ("precision", pa.string()),  # of matrix products: bf16 | float32
+        ("device", pa.string()),  # where the features of the test split were made
+        ("precision", pa.string()),  # of its matrix products: bf16 | float32
         ("threads", pa.int64()),
         ("versions", pa.string()),  # of libraries, as JSON
         ("notes", pa.string()),  # what a reader of its numbers should know of the pretraining
@@ -55,6 +55,10 @@ ROW = pa.schema(
 )
 
 
+class Broken(ValueError):
+    """A file of rows that cannot be read."""
+
+
 def save(
     store: Store,
     cell: Cell,
@@ -62,7 +66,12 @@ def save(
     arrays: Mapping[str, np.ndarray],
     about: Mapping[str, object],
 ) -> None:
-    """Predictions first, then the rows, whose file says that the cell is done."""
+    """Predictions first, then the rows, whose file says that the cell is done.
+
+    ValueError where there is no metric: a file without rows would say that nothing is missing.
+    """
+    if not metrics:
+        raise ValueError(f"{cell.eval} yielded no metric")
     if arrays:
         columns = {
             k: pa.FixedSizeListArray.from_arrays(a.ravel(), a[0].size) for k, a in arrays.items()
@@ -86,20 +95,33 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
 
 
 def table(store: Store, cells: Iterable[Cell] | None = None) -> pa.Table:
-    """All rows, or those of `cells` in their order; ValueError naming a file that is broken."""
+    """All rows, or those of `cells` in their order; Broken, with its name, for a torn file."""
     done = store.names("rows", ".parquet")
     wanted = sorted(done) if cells is None else [c.id for c in cells if c.id in done]
     parts = []
     for cell in wanted:
-        content = store.read(f"rows/{cell}.parquet")
+        if (content := store.read(f"rows/{cell}.parquet")) is None:
+            continue  # it was there a moment ago
         try:
-            parts.append(pq.read_table(pa.BufferReader(content), schema=ROW))
-        except pa.ArrowException as broken:
-            raise ValueError(
-                f"{store.root}/rows/{cell}.parquet cannot be read ({broken}): move it away and run "
-                f"the sweep again, which measures that one cell anew"
+            parts.append(_read(content))
+        except ValueError as broken:
+            raise Broken(
+                f"{store.root}/rows/{cell}.parquet cannot be read ({broken}): run the sweep again, "
+                f"which measures that one cell anew"
             ) from None
     return pa.concat_tables(parts) if parts else ROW.empty_table()
+
+
+def set_aside_broken(cells: Iterable[Cell], store: Store) -> list[str]:
+    """Renames row files of the cells that cannot be read, so that they are missing; their names."""
+    done, broken = store.names("rows", ".parquet"), []
+    for name in (f"rows/{cell.id}.parquet" for cell in cells if cell.id in done):
+        try:
+            _read(store.read(name) or b"")
+        except ValueError:
+            store.set_aside(name)
+            broken.append(name)
+    return broken
 
 
 def predictions(store: Store, cell: Cell) -> dict[str, np.ndarray]:
@@ -117,6 +139,17 @@ def export(rows: pa.Table, path: Path) -> None:
         pyarrow.csv.write_csv(rows, path)
     else:
         pq.write_table(rows, path)
+
+
+def _read(content: bytes) -> pa.Table:
+    """The rows of a file; ValueError where there are none to be had."""
+    try:
+        rows = pq.read_table(pa.BufferReader(content), schema=ROW)
+    except (pa.ArrowException, OSError) as broken:  # both are raised, by where the damage is
+        raise ValueError(broken) from None
+    if not rows.num_rows:
+        raise ValueError("it has no rows")
+    return rows
 
 
 def _parquet(rows: pa.Table) -> bytes:

@@ -21,6 +21,7 @@ Scalar = float | int | str | bool
 Settings = tuple[tuple[str, Scalar], ...]  # a resolved Config, as sorted pairs
 Named = str | tuple[str, Mapping[str, Scalar]]  # "simclr", or ("simclr", {"temperature": 0.1})
 
+INF = float("inf")
 NONE = "none"  # the method of zero epochs: the init itself, judged like any encoder
 SAME = "same"  # the target that is the encoder's own dataset
 OWN = "own"  # the view preset that the method's paper has
@@ -30,6 +31,8 @@ def settings(kind: str, named: Named) -> Settings:
     """Every field of the `Config` of a method or evaluation, its defaults overridden by `named`."""
     name, changes = (named, {}) if isinstance(named, str) else named
     if (kind, name) == ("methods", NONE):
+        if changes:
+            raise ValueError(f"method 'none' has no settings, and was given {dict(changes)}")
         return ()
     config = registry.config(kind, name)
     if unknown := set(changes) - {f.name for f in fields(config)}:
@@ -44,15 +47,14 @@ def settings(kind: str, named: Named) -> Settings:
 
 def _one(kind: type, name: str, value: object) -> Scalar:
     """`value` as its declared type: 1, 1.0 and numpy's 1 are one number, and must be one id."""
+    if hasattr(value, "dtype") and kind is float:
+        value = float(str(value))  # numpy's float32 0.1 is meant as 0.1
     try:
         found = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = None
-    if (
-        found is None
-        or (kind is not str and found != value)
-        or (kind is str and found is not value)
-    ):
+    same = found is value if kind is str else found == value
+    if not same or (isinstance(value, bool) and kind is not bool) or found in (INF, -INF):
         raise ValueError(f"{name}={value!r}: it must be of type {kind.__name__}")
     return found
 
@@ -89,7 +91,7 @@ class EncoderSpec(_Content):
     batch_size: int = 256  # images, before views; a smaller set is one batch
     optimizer: str = "adamw"  # or "sgd", "lars", see optimizers.py
     learning_rate: float = 3e-4  # at the end of the warm-up
-    weight_decay: float = 0.05  # on weights alone: not on norms and biases
+    weight_decay: float = 0.05  # on weights alone: not on norms, biases, tokens and positions
     warmup_epochs: float = 10  # learning rate from 1/10 to full, then a half cosine to 0
     early_stop: str = "never"  # or "collapse": when two looks in a row find features on a line
     seed: int = 0  # of the init, the order of images and the views
@@ -119,6 +121,8 @@ class Cell(_Content):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.subset_seed < 0:
+            raise ValueError(f"subset_seed={self.subset_seed}: it must be 0 or more")
         if not 0 < self.label_fraction <= 1:
             raise ValueError(
                 f"label_fraction={self.label_fraction}: a share of the labels in (0, 1], 0.01 is 1%"
@@ -134,6 +138,10 @@ class Resources:
     retries: int = 3  # per trial, for what can pass: a lost worker, a preempted pod
     concurrent: int | None = None  # trials at a time; None: what fits now, so set it if nodes come
     checkpoint_s: float = 120  # seconds between checkpoints; the most work that a kill costs
+
+    def __post_init__(self):
+        if self.cpu < 1:
+            raise ValueError(f"cpu={self.cpu}: a trial takes 1 core or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +175,11 @@ class Sweep:
     subset_seed: int | Sequence[int] = 0
     drop: Mapping[str, Callable[[Cell], bool]] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
+
+    def __post_init__(self):
+        for f in fields(self):
+            if isinstance(value := getattr(self, f.name), Iterator):  # which is empty once read
+                object.__setattr__(self, f.name, list(value))
 
     def cells(self) -> list[Cell]:
         """Every cell that is kept, once each, those of one encoder side by side."""

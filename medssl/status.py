@@ -3,6 +3,7 @@
 progress/ENCODER.json (written by each trial) + rows/ (what is done) -> Status
 """
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -35,7 +36,7 @@ class Trial:
         if self.done == len(self.cells):
             return "finished"
         state = self.said.get("state", "waiting")
-        if state == "finished":  # of fewer cells than are asked for now
+        if state in ("finished", "stopped"):  # of fewer cells than are asked for now; by Ctrl-C
             return "waiting"
         silent = time.time() - self.said.get("updated", 0) > SILENT_S
         return "waiting" if silent and state != "failed" else state
@@ -86,8 +87,16 @@ def read(cells: Sequence[Cell], store: Store) -> Status:
     for id, trial in trials.items():
         trial.done = sum(cell.id in done for cell in trial.cells)
         if id in spoke:
-            trial.said = json.loads(store.read(f"progress/{id}.json") or b"{}")
+            with contextlib.suppress(OSError, ValueError):  # a view; the next reading may succeed
+                trial.said = json.loads(store.read(f"progress/{id}.json") or b"{}")
     return Status(list(trials.values()))
+
+
+def stop(status: Status, store: Store) -> None:
+    """Says of the trials that seem to run that they do not, once their driver has ended."""
+    for trial in status.of("pretraining", "evaluating"):
+        said = trial.said | {"state": "stopped", "updated": time.time()}
+        store.write(f"progress/{trial.spec.id}.json", json.dumps(said).encode())
 
 
 def _epoch_s(trial: Trial, trials: list[Trial]) -> float | None:

@@ -1,13 +1,15 @@
 """Everything that outlives a process, as whole files under names that say what they are.
 
-    encoders/ID.safetensors   features/ID/MD5-SPLIT.safetensors   checkpoints/ID.pt
+    encoders/ID.safetensors   features/ID/IMAGES-SPLIT-ENCODER.safetensors   checkpoints/ID.pt
     rows/CELL.parquet         predictions/CELL.parquet            progress/ID.json   logs/ID.log
     inits/NAME.sha256         which file a `file:` init is, see weights.py
 
 A file appears whole or not at all: it is written beside its name, forced to disk, then renamed. Two
-processes that write the same name write the same content, so the last one wins and nothing is lost.
+processes that write the same name write the same content, to the last digits of their machines, so
+either may win; what is made of an encoder carries the digest of the file that it was made of.
 """
 
+import contextlib
 import os
 import uuid
 from pathlib import Path
@@ -43,7 +45,8 @@ class Store:
     def set_aside(self, name: str) -> None:
         """Renames a file that cannot be read, so that it counts as missing and can be looked at."""
         path = self.root / name
-        path.replace(path.with_name(f"{path.name}.broken"))
+        with contextlib.suppress(FileNotFoundError):  # another reader was first
+            path.replace(path.with_name(f"{path.name}.broken"))
 
     def delete(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)

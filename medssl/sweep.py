@@ -40,6 +40,7 @@ class Job:
 
     store: Path
     data: Path | None
+    weights: str | None  # the folder MEDSSL_WEIGHTS
     code: str
     resources: Resources
     gpu: float  # resources.gpu, decided
@@ -75,7 +76,7 @@ def run(
         f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
         f"{resources.cpu} and {gpu:g}; at most {slots} at a time"
     )
-    job = Job(store.root, data, code, resources, gpu)
+    job = Job(store.root, data, os.environ.get("MEDSSL_WEIGHTS"), code, resources, gpu)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, job=job, todo=todo), {"cpu": resources.cpu, "gpu": gpu}
@@ -113,16 +114,18 @@ def _trial(config: dict, job: Job, todo: dict[str, list[Cell]]) -> None:
     from medssl import device, trial
 
     torch.set_num_threads(job.resources.cpu)
+    if job.weights:
+        os.environ["MEDSSL_WEIGHTS"] = job.weights
     store = Store(job.store)
     here = trial.Here(device.pick(gpu=job.gpu > 0), job.data, job.code, job.resources.checkpoint_s)
     failed = 0
     if cells := results.missing(todo[config["encoder"]], store):
         try:
             trial.run(cells, store, here)
-        except trial.PASSING:
-            raise  # it can pass: Tune tries again, on a new worker
-        except Exception:
-            failed = 1  # it cannot: the trial has recorded it, and the sweep goes on
+        except Exception as error:
+            if trial.can_pass(error):
+                raise  # Tune tries again, on a new worker
+            failed = 1  # the trial has recorded it, and the sweep goes on
     tune.report({"failed": failed})
 
 

@@ -56,11 +56,15 @@ class Mirror:
     def _sync(self, status: Status) -> bool:
         if time.monotonic() < self._silent_until:
             return False
+        unread = ""
         try:
             self._connect()
             for trial in status.trials:
-                if trial.said or trial.done:
-                    self._bring(trial)
+                try:
+                    if trial.said or trial.done:
+                        self._bring(trial)
+                except results.Broken as broken:  # the store's fault: the other runs are brought
+                    unread = str(broken)
         except Exception as failed:  # whatever an HTTP client, a database or a disk may raise
             first = not self.trouble
             self.trouble = f"{type(failed).__name__}: {str(failed).splitlines()[0][:200]}"
@@ -68,13 +72,13 @@ class Mirror:
             self._client = None
             if first:
                 warnings.warn(
-                    f"MLflow at {uri(self.store)} does not answer ({self.trouble}); the results "
-                    f"are complete without it, and it is brought up to date when it is back",
+                    f"MLflow at {uri(self.store)} is behind ({self.trouble}); the results are "
+                    f"complete without it, and it is brought up to date when it answers again",
                     stacklevel=2,
                 )
             return False
-        self.trouble = ""
-        return True
+        self.trouble = unread
+        return not unread
 
     def _connect(self) -> None:
         if self._client:
@@ -128,10 +132,10 @@ class Mirror:
             self._client.log_batch(run.id, metrics=news)
             run.cells |= {row["cell"] for row in rows}
         state = STATES.get(trial.state, "RUNNING")
-        if state != run.state or (rows and trial.state == "finished"):
+        if state != run.state or (rows and news):
             if trial.state == "finished":
                 self._picture(run, trial)
-            if reason := trial.said.get("reason"):
+            if (reason := trial.said.get("reason", "")) or run.state == "FAILED":
                 self._client.set_tag(run.id, "medssl.reason", reason[:500])
             if state == "RUNNING":
                 self._client.update_run(run.id, status=state)

@@ -7,6 +7,7 @@ interval, and one that is run again does only what is missing. What it is doing 
 `progress/ENCODER.json`, the one thing that the live display, `medssl status` and MLflow read.
 """
 
+import hashlib
 import importlib.metadata
 import io
 import json
@@ -19,22 +20,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
+from torch import Tensor, nn
 
-from medssl import backbones, datasets, device, monitor, registry, results, weights
+from medssl import backbones, datasets, device, features, monitor, registry, results, weights
 from medssl.evals import Features
-from medssl.features import Judged, extract
-from medssl.pretrain import Checkpoint, Pretrained, pretrain
+from medssl.features import Judged
+from medssl.pretrain import Checkpoint, NotFinite, pretrain
 from medssl.spec import Cell, EncoderSpec
 from medssl.store import Store
-from medssl.weights import Loaded
 
-PASSING = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)  # worth a retry
+PASSING = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "medmnist", "ray")
 PUBLISH_S = 2  # seconds between two writes of the progress file
+
+
+def can_pass(error: Exception) -> bool:
+    """Whether it is the disk's, the memory's or the device's, so that a retry may succeed."""
+    return isinstance(error, PASSING) or "can't allocate memory" in str(error)  # torch, on a CPU
 
 
 class CellsFailed(RuntimeError):
@@ -56,8 +63,8 @@ def run(cells: Sequence[Cell], store: Store, here: Here) -> None:
     spec = cells[0].encoder
     progress = Progress(store, spec, len(cells))
     try:
-        trained, about = encoder_of(spec, store, here, progress)
-        failed = evaluate(cells, trained, about, store, here, progress)
+        made = encoder_of(spec, store, here, progress)
+        failed = evaluate(cells, made, store, here, progress)
         if failed:
             raise CellsFailed("; ".join(failed))
     except Exception as error:
@@ -118,19 +125,41 @@ class Progress:
         self.store.write(f"progress/{self.spec.id}.json", json.dumps(content).encode())
 
 
-def encoder_of(
-    spec: EncoderSpec, store: Store, here: Here, progress: Progress
-) -> tuple[Pretrained, dict]:
-    """The encoder and what its rows say of it: from the store, else pretrained and put there."""
-    name, checkpoint = f"encoders/{spec.id}.safetensors", f"checkpoints/{spec.id}.pt"
-    if kept := _intact(store, name, lambda c: (_about(c), safetensors.torch.load(c)), progress):
-        about, state = kept
+class Made(NamedTuple):
+    """An encoder as the store has it, so that what is judged is what is kept."""
+
+    encoder: nn.Module
+    about: dict  # what its rows say of it
+    digest: str  # of its file
+
+
+def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> Made:
+    """The encoder from the store, where it is put by pretraining if it is not there."""
+    name = f"encoders/{spec.id}.safetensors"
+
+    def read(content: bytes) -> Made:
+        about = _about(content)
         encoder = backbones.build(spec.backbone, spec.image_size)
-        encoder.load_state_dict(state)
+        encoder.load_state_dict(safetensors.torch.load(content))
         progress.curve = about.pop("curve")
         about.pop("init", None)
-        return Pretrained(encoder, Loaded()), about
+        return Made(encoder, about, hashlib.sha256(content).hexdigest()[:12])
+
+    if found := _intact(store, name, read, progress):
+        return found
     pin_init(spec.init, store)
+    content = _pretrained(spec, store, here, progress)
+    if store.read(name) is None:  # else another driver was first, and others judge its encoder
+        store.write(name, content)
+    store.delete(f"checkpoints/{spec.id}.pt")
+    if found := _intact(store, name, read, progress):
+        return found
+    raise OSError(f"{store.root}/{name} was written and cannot be read: look at the disk")
+
+
+def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> bytes:
+    """The file of a freshly pretrained encoder."""
+    checkpoint = f"checkpoints/{spec.id}.pt"
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
     progress.publish("pretraining")
 
@@ -138,36 +167,40 @@ def encoder_of(
         store.write(checkpoint, state)
         progress.publish("pretraining")  # a sign of life within long epochs
 
-    trained = pretrain(
-        spec,
-        images,
-        here.device,
-        report=progress.epoch,
-        checkpoint=Checkpoint(
-            load=lambda: _intact(store, checkpoint, _loadable, progress),
-            save=save,
-            every_s=here.checkpoint_s,
-        ),
-    )
-    progress.curve = trained.curve
+    try:
+        trained = pretrain(
+            spec,
+            images,
+            here.device,
+            report=progress.epoch,
+            checkpoint=Checkpoint(
+                load=lambda: _intact(store, checkpoint, _loadable, progress),
+                save=save,
+                every_s=here.checkpoint_s,
+            ),
+        )
+    except NotFinite:
+        store.delete(checkpoint)  # it may hold the loss that was not finite, and would again
+        raise
     where = device.describe(here.device)
+    loaded = trained.loaded
     about = {
         "encoder_code": here.code,
         "encoder_device": where["device"],
         "encoder_precision": where["precision"],
         "encoder_versions": versions(),
         "dataset_md5": images.md5,
-        "init_sha256": trained.loaded.sha256,
-        "init_left_random": ", ".join(trained.loaded.left_random),
+        "init_sha256": loaded.sha256,
+        "init_left_random": ", ".join(loaded.left_random),
         "notes": "; ".join(trained.notes),
         "collapsed": monitor.collapsed(trained.curve),
         "pretrain_s": trained.seconds,
         "views_per_s": trained.views_per_s,
     }
     fitted = {
-        "left random": trained.loaded.left_random,
-        "changed to fit": trained.loaded.changed,
-        "did not use": trained.loaded.unused,
+        "left random": loaded.left_random,
+        "changed to fit": loaded.changed,
+        "did not use": loaded.unused,
     }
     for what, names in fitted.items():
         if names:
@@ -176,9 +209,7 @@ def encoder_of(
         progress.say(note)
     state = {k: v.cpu().contiguous() for k, v in trained.encoder.state_dict().items()}
     header = {"medssl": json.dumps(about | {"curve": trained.curve, "init": fitted})}
-    store.write(name, safetensors.torch.save(state, header))
-    store.delete(checkpoint)
-    return trained, about
+    return safetensors.torch.save(state, header)
 
 
 def pin_init(init: str, store: Store) -> None:
@@ -190,29 +221,26 @@ def pin_init(init: str, store: Store) -> None:
 
 
 def evaluate(
-    cells: Sequence[Cell],
-    trained: Pretrained,
-    about: dict,
-    store: Store,
-    here: Here,
-    progress: Progress,
+    cells: Sequence[Cell], made: Made, store: Store, here: Here, progress: Progress
 ) -> list[str]:
-    """Rows of every cell; returns what went wrong, a sentence per cell that could not be done."""
-    failed, tested = [], {}
-    load = _features_once(trained, cells[0].encoder, store, here, progress, tested)
-    about = about | device.describe(here.device) | {"code": here.code, "versions": versions()}
+    """Rows of every cell; returns what went wrong, a sentence per cell that could not be done.
+
+    An error that can pass is raised at the end, when the other cells are done; the device's is
+    raised at once, for nothing on it works after one.
+    """
+    failed, passing = [], None
+    load, sources = _features_once(made, cells[0].encoder, store, here, progress)
     for cell in cells:
         progress.publish("evaluating", every_s=PUBLISH_S)
         began = time.perf_counter()
         try:
             target = load(cell.target, "test")
-            module = registry.load("evals", cell.eval)
-            task, md5 = tested[cell.target]
+            module, source = registry.load("evals", cell.eval), sources[cell.target]
             subject = Judged(
-                lambda: trained.encoder,
+                lambda: made.encoder,
                 load,
                 cell.target,
-                task,
+                source.task,
                 cell.label_fraction,
                 cell.subset_seed,
             )
@@ -221,49 +249,67 @@ def evaluate(
             metrics = {k: v for k, v in found.items() if k not in arrays}
             arrays["target"] = target.t_NK.numpy().astype(np.uint8)
             seen = {
-                "target_md5": md5,
+                "target_md5": source.md5,
+                "code": here.code,
+                "versions": versions(),
                 "eval_s": time.perf_counter() - began,
                 "finished_at": datetime.now(UTC),
             }
-            results.save(store, cell, metrics, arrays, about | seen)
+            results.save(store, cell, metrics, arrays, made.about | source.where | seen)
             progress.cells_done += 1
-        except PASSING:  # the disk or the memory, not the cell: worth a retry of the trial
+        except torch.AcceleratorError:
             raise
         except Exception as error:
-            where = f"{cell.eval} on {cell.target} at {cell.label_fraction:g}"
-            failed.append(f"{where}: {type(error).__name__}: {error}")
             progress.say("".join(traceback.format_exception(error)))
+            if can_pass(error):
+                passing = passing or error
+            else:
+                where = f"{cell.eval} on {cell.target} at {cell.label_fraction:g}"
+                failed.append(f"{where}: {type(error).__name__}: {error}")
+    if passing:
+        raise passing
     return failed
 
 
-def _features_once(
-    trained: Pretrained,
-    spec: EncoderSpec,
-    store: Store,
-    here: Here,
-    progress: Progress,
-    tested: dict,
-) -> Callable[[str, str], Features]:
-    """(dataset, split) -> features; extracted once, then from memory or the store.
+class Source(NamedTuple):
+    """Of the features of a test split: what its rows say."""
 
-    Puts the task and the MD5 of every test split into `tested`.
+    task: str
+    md5: str  # of the images' file
+    where: dict  # device, precision and threads that made the features
+
+
+def _features_once(
+    made: Made, spec: EncoderSpec, store: Store, here: Here, progress: Progress
+) -> tuple[Callable[[str, str], Features], dict[str, Source]]:
+    """(dataset, split) -> features, extracted once, then from memory or the store; and, of every
+    dataset whose test split was asked for, its `Source`.
+
+    The file's name holds what the features depend on: images, encoder file, and the code's version.
     """
     held: dict[tuple[str, str], Features] = {}
+    sources: dict[str, Source] = {}
 
     def load(dataset: str, split: str) -> Features:
-        if (dataset, split) not in held:
-            one = datasets.load(dataset, split, spec.image_size, here.data)
-            if split == "test":
-                tested[dataset] = (one.task, one.md5)
-            name = f"features/{spec.id}/{one.md5[:12]}-{split}.safetensors"
-            x_ND = _intact(store, name, lambda c: safetensors.torch.load(c)["x_ND"], progress)
-            if x_ND is None:
-                x_ND = extract(trained.encoder, one, here.device)
-                store.write(name, safetensors.torch.save({"x_ND": x_ND}))
-            held[dataset, split] = Features(x_ND, torch.from_numpy(one.t_NK))
+        if (dataset, split) in held:
+            return held[dataset, split]
+        one = datasets.load(dataset, split, spec.image_size, here.data)
+        name = f"{one.md5[:12]}-{split}-{made.digest}-v{features.VERSION}"
+        name = f"features/{spec.id}/{name}.safetensors"
+
+        def read(content: bytes) -> tuple[Tensor, dict]:
+            return safetensors.torch.load(content)["x_ND"], _about(content)
+
+        if not (kept := _intact(store, name, read, progress)):
+            kept = features.extract(made.encoder, one, here.device), device.describe(here.device)
+            header = {"medssl": json.dumps(kept[1])}
+            store.write(name, safetensors.torch.save({"x_ND": kept[0]}, header))
+        if split == "test":
+            sources[dataset] = Source(one.task, one.md5, kept[1])
+        held[dataset, split] = Features(kept[0], torch.from_numpy(one.t_NK))
         return held[dataset, split]
 
-    return load
+    return load, sources
 
 
 def _intact(store: Store, name: str, read: Callable, progress: Progress):
@@ -272,6 +318,8 @@ def _intact(store: Store, name: str, read: Callable, progress: Progress):
     try:
         return None if content is None else read(content)
     except Exception as broken:  # whatever a reader raises on bytes that are not its format
+        if can_pass(broken):  # this process is short of memory: the file may be good
+            raise
         progress.say(f"{name} cannot be read and was set aside ({type(broken).__name__}: {broken})")
         store.set_aside(name)
         return None
@@ -294,7 +342,7 @@ def versions() -> str:
 
 
 def _about(content: bytes) -> dict:
-    """What `encoder_of` wrote into the header of a safetensors file."""
+    """What was written into the header of a safetensors file."""
     file = io.BytesIO(content)
     size = int.from_bytes(file.read(8), "little")
     return json.loads(json.loads(file.read(size))["__metadata__"]["medssl"])

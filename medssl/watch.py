@@ -4,6 +4,7 @@ On a terminal a table that is redrawn; elsewhere (a pod's log, a file) a line wh
 changed, at most every ten seconds and at least every minute.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -71,11 +72,15 @@ def follow(read: Callable[[], Status], stop: threading.Event, console: Console) 
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             while not stop.wait(1):
-                live.update(render(read()))
+                with contextlib.suppress(OSError):  # a shared folder that is away for a moment
+                    live.update(render(read()))
         return
     said, at = None, 0.0
     while not stop.wait(2):
-        status = read()
+        try:
+            status = read()
+        except OSError:
+            continue
         quiet_s = time.monotonic() - at
         if quiet_s > 60 or (status.states != said and quiet_s > 10):
             console.print(line(status), highlight=False, soft_wrap=True)

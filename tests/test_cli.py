@@ -131,3 +131,50 @@ def test_ui_points_to_the_tracking_server_that_is_set(monkeypatch, tmp_path):
         0,
         "MLflow is at http://127.0.0.1:5001 (MLFLOW_TRACKING_URI)\n",
     )
+
+
+def test_a_broken_row_file_is_measured_anew_and_not_taken_for_done(sweep, store, monkeypatch):
+    from medssl import sweep as engine
+
+    kept, cells = Store(store), plan.load(plan.Path(sweep)).cells()
+    kept.write(f"rows/{cells[0].id}.parquet", b"PAR1 torn")
+    asked = []
+    monkeypatch.setattr(engine, "run", lambda cells, *rest: asked.extend(cells) or {})
+    code, out = medssl("run", sweep, "--store", store)
+    assert asked == cells[:1]
+    assert f"rows/{cells[0].id}.parquet cannot be read: it was set aside" in out
+    assert code == 130  # this engine measured nothing
+
+
+def test_brackets_in_a_path_are_printed(sweep, store, tmp_path):
+    from shutil import copytree
+
+    odd = tmp_path / "[lab]" / "store"
+    copytree(store, odd)
+    _, out = medssl("run", sweep, "--store", str(odd))
+    assert f"store   {odd}" in out
+    assert f"--store '{odd}'" in out
+
+
+def test_ui_takes_a_database_of_its_own(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.setattr("subprocess.call", lambda command, **_: called.append(command) or 0)
+    assert medssl("ui", "--store", str(tmp_path))[0] == 0
+    assert f"sqlite:///{tmp_path}/other.db" in called[0]
+
+
+def test_methods_are_listed_with_paper_cost_and_settings():
+    from medssl import registry
+
+    code, out = medssl("methods")
+    assert code == 0
+    for name in registry.names("methods"):
+        assert name in out
+    _, out = medssl("methods", "dino")
+    assert "Caron et al. 2021" in out
+    assert "prototypes" in out
+    assert "65,536" in out
+    code, out = medssl("methods", "dyno")
+    assert code == 2
+    assert "no 'dyno' among methods: choose from" in out

@@ -57,7 +57,7 @@ def cluster():
     gcs = free_port()
     board, client, agent = gcs + 7, gcs + 14, gcs + 21
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    env |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    env |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
     command = [RAY, "start", "--head", "--num-cpus=2", f"--port={gcs}"]
     command += ["--node-ip-address=127.0.0.2", "--dashboard-host=127.0.0.1"]
     command += [f"--dashboard-port={board}", f"--ray-client-server-port={client}"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medssl import plan
+from medssl import datasets, plan, registry
 from medssl.spec import Sweep
 from medssl.store import Store
 
@@ -138,7 +138,8 @@ def test_every_sweep_in_the_repository_can_be_planned_and_says_what_it_costs(pat
 
 def test_solo_learn_is_found_before_and_after_its_door_was_opened(tmp_path):
     importlib.import_module("medssl.methods._solo")
-    assert plan.make(plan.load(ROOT / "sweeps/full_grid.py"), Store(tmp_path), tmp_path).cells
+    found = plan.make(plan.load(ROOT / "sweeps/full_grid.py"), Store(tmp_path), tmp_path)
+    assert found.problems == []
 
 
 def test_the_full_grid_is_the_papers():
@@ -169,3 +170,13 @@ def test_the_code_version_names_the_commit_of_a_checkout():
     assert version.startswith("0.1.0")
     in_git = (ROOT / ".git").exists()
     assert ("+" in version) == in_git
+
+
+def test_a_dataset_family_owes_no_more_than_its_contract(monkeypatch):
+    from types import SimpleNamespace
+
+    family = SimpleNamespace(names=lambda: ["a"], check=lambda name, size, root=None: [name])
+    monkeypatch.setattr(registry, "known", lambda kind, name: "mine")
+    monkeypatch.setattr(registry, "load", lambda kind, name: family)
+    assert datasets.wrong("mine/a", 28) == []
+    assert datasets.wrong("mine/b", 28) == ["b"]

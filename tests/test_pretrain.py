@@ -197,6 +197,14 @@ def test_norms_and_biases_do_not_decay(tiny_encoder):
     assert all(p.ndim > 1 for p in decayed["params"])
 
 
+def test_tokens_and_positions_of_a_vit_do_not_decay(tiny_encoder):
+    module = registry.load("methods", "mae")
+    method = module.Method(tiny_encoder("vit"), module.Config(decoder_dim=32))
+    free = {id(p) for p in room.groups(method, 0.05)[1]["params"]}
+    named = {n for n, p in method.named_parameters() if p.ndim > 1 and id(p) in free}
+    assert named == {"encoder.cls_token", "encoder.pos_embed", "place_LQ"}
+
+
 def test_a_set_smaller_than_the_batch_is_one_batch():
     result = pretrain(spec(epochs=1, batch_size=256), images(n=11), CPU)
     assert len(result.curve) == 1

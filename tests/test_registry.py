@@ -31,3 +31,23 @@ def test_an_unknown_name_says_what_is_known():
 def test_a_missing_mapping_is_named():
     with pytest.raises(LookupError, match=r"views.py has no NOTHING"):
         registry.keys("views", "NOTHING")
+
+
+@pytest.mark.parametrize("name", registry.names("methods"))
+@pytest.mark.parametrize(("attribute", "otherwise"), [("preset", "asymmetric"), ("backbones", ())])
+def test_what_planning_reads_of_a_method_is_what_runs(name, attribute, otherwise):
+    method = registry.load("methods", name).Method
+    assert registry.attribute("methods", name, attribute, otherwise) == getattr(method, attribute)
+
+
+@pytest.mark.parametrize("name", registry.names("methods"))
+def test_every_method_says_its_idea_its_paper_and_what_each_knob_does(name):
+    about = registry.about("methods", name)
+    assert len(about.idea) > 20
+    assert about.paper.startswith("https://arxiv.org/abs/")
+    assert all(effect for _, _, effect in about.settings)
+    assert {s[0] for s in about.settings} | {"version"} == {
+        f.name for f in fields(registry.config("methods", name))
+    }
+    shown = registry.attribute("methods", name, "cost", 1.0)
+    assert shown == registry.load("methods", name).Method.cost

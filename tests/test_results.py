@@ -80,12 +80,46 @@ def test_a_cell_is_not_done_before_its_predictions_are(tmp_path, monkeypatch):
     assert order == [f"predictions/{cell.id}.parquet", f"rows/{cell.id}.parquet"]
 
 
-def test_a_broken_file_is_named_with_a_remedy(tmp_path):
+def zeroed(content: bytes, start: int) -> bytes:
+    return content[:start] + bytes(64) + content[start + 64 :]
+
+
+@pytest.mark.parametrize("harm", [lambda c: b"", lambda c: b"PAR1 torn", lambda c: c[:-9]])
+def test_a_broken_file_is_named_with_a_remedy_and_can_be_set_aside(tmp_path, harm):
     store, cells = Store(tmp_path), SWEEP.cells()
     put(store, cells[0])
-    store.write(f"rows/{cells[1].id}.parquet", b"PAR1 torn")
-    with pytest.raises(ValueError, match=rf"{cells[1].id}\.parquet cannot be read .* move it away"):
+    put(store, cells[1])
+    name = f"rows/{cells[1].id}.parquet"
+    store.write(name, harm(store.read(name)))
+    with pytest.raises(results.Broken, match=rf"{cells[1].id}\.parquet cannot be read .* run the"):
         results.table(store)
+    assert results.set_aside_broken(cells, store) == [name]
+    assert cells[1] in results.missing(cells, store)
+    assert cells[0] not in results.missing(cells, store)
+    assert results.table(store)["cell"].unique().to_pylist() == [cells[0].id]
+
+
+def test_wherever_a_file_is_harmed_it_is_broken_or_still_right(tmp_path):
+    store, cell = Store(tmp_path), SWEEP.cells()[0]
+    put(store, cell)
+    name = f"rows/{cell.id}.parquet"
+    whole, right = store.read(name), results.table(store)
+    found = set()
+    for start in range(0, len(whole), 64):
+        store.write(name, zeroed(whole, start))
+        try:
+            found.add(results.table(store).equals(right))
+        except results.Broken:
+            found.add("broken")
+    assert found <= {True, "broken"}
+    assert "broken" in found
+
+
+def test_a_cell_without_a_metric_is_not_done(tmp_path):
+    store, cell = Store(tmp_path), SWEEP.cells()[0]
+    with pytest.raises(ValueError, match="knn yielded no metric"):
+        results.save(store, cell, {}, {}, {})
+    assert results.missing([cell], store) == [cell]
 
 
 def test_a_table_of_cells_is_in_their_order_and_holds_no_others(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import time
 
 import pytest
@@ -78,3 +79,38 @@ def test_time_left_is_epochs_to_go_at_the_pace_of_their_like(tmp_path):
     say(store, CELLS[2], "pretraining", 5, seconds=10)  # 5 to go, 10 s each; its twin: 10 of 10 s
     both = (6 * 2 + 10 * 2 + 5 * 10 + 10 * 10) / 2  # two run at a time
     assert status.read(CELLS, store).eta_s() == pytest.approx(both)
+
+
+def test_what_its_driver_left_behind_is_not_running(tmp_path):
+    store = Store(tmp_path)
+    say(store, CELLS[0], "pretraining", 4)
+    say(store, CELLS[1], "failed", 4, reason="NotFinite")
+    status.stop(status.read(CELLS, store), store)
+    found = status.read(CELLS, store)
+    assert found.states == {"waiting": 3, "failed": 1}
+    assert len(found.trials[0].curve) == 4  # what it had learned is still told
+
+
+def test_a_progress_file_that_cannot_be_read_stops_no_view(tmp_path):
+    store = Store(tmp_path)
+    store.write(f"progress/{CELLS[0].encoder.id}.json", b'{"state": "pretr')
+    assert status.read(CELLS, store).states == {"waiting": 4}
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_view_outlives_a_folder_that_is_away_for_a_moment(terminal):
+    readings = iter([OSError("stale file handle"), status.Status([])])
+    stop = threading.Event()
+
+    def read():
+        found = next(readings)
+        if isinstance(found, OSError):
+            raise found
+        stop.set()
+        return found
+
+    console = Console(file=io.StringIO(), force_terminal=terminal)
+    thread = threading.Thread(target=watch.follow, args=(read, stop, console))
+    thread.start()
+    thread.join(timeout=30)
+    assert stop.is_set()

@@ -39,7 +39,8 @@ class Runs:
 
     def __init__(self, folder: Path, changes: str = "", env: dict | None = None):
         self.file, self.store = folder / "tiny.py", Store(folder / "store")
-        self.env = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+        fair = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}  # beside other tests
+        self.env = {**os.environ, **fair, **(env or {})}
         self.change(changes)
 
     def change(self, changes: str) -> None:
@@ -163,7 +164,7 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(undisturbed, tmp_pat
     runs, calm, rng = Runs(tmp_path, long), Runs(tmp_path / "calm", long), random.Random(0)
     code, out = calm.run()
     assert code == 0, out
-    kills = []
+    workers = 0
     for victim in ("driver", "worker", "driver", "worker", "driver"):
         process = runs.start()
         began, wait = time.time(), rng.uniform(0, 3)
@@ -175,15 +176,13 @@ def test_killed_at_random_moments_it_ends_as_if_undisturbed(undisturbed, tmp_pat
         if victim == "worker" and working:
             with contextlib.suppress(ProcessLookupError):  # it had just ended
                 os.kill(working[0]["pid"], signal.SIGKILL)
-                kills.append(victim)
+                workers += 1
             time.sleep(wait)  # Tune starts the trial again, and may be in the middle of it
         process.kill()
-        kills.append("driver")
         process.communicate()
     code, out = runs.run()
     assert code == 0, out
-    assert kills.count("driver") == 5, kills
-    assert kills.count("worker") >= 1, kills
+    assert workers >= 1
     assert runs.values() == calm.values()
     assert results.missing(runs.cells, runs.store) == []
 
@@ -265,8 +264,8 @@ def test_a_tracking_server_that_is_down_loses_nothing(tmp_path):
     code, out = runs.run()
     assert code == 0, out
     assert results.missing(runs.cells, runs.store) == []
-    assert "MLflow at http://127.0.0.1:9 does not answer" in out
-    assert out.count("does not answer") == 1
+    assert "MLflow at http://127.0.0.1:9 is behind" in out
+    assert out.count("is behind") == 1
     runs.env.pop("MLFLOW_TRACKING_URI")
     code, out = runs.run()  # it is back: what it missed is sent
     assert code == 0

@@ -105,7 +105,7 @@ def test_nothing_is_raised_one_warning_is_given_and_later_all_of_it_arrives(stor
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     mirror = tracking.Mirror("t", store, lambda trial: [], "")
     say(store, 2)
-    with pytest.warns(UserWarning, match="http://127.0.0.1:9 does not answer") as warned:
+    with pytest.warns(UserWarning, match="http://127.0.0.1:9 is behind") as warned:
         assert not mirror.sync(status.read(CELLS, store))
     mirror._silent_until = 0
     assert not mirror.sync(status.read(CELLS, store))
@@ -128,7 +128,7 @@ def test_after_a_failure_the_server_is_left_alone_for_a_while(store, monkeypatch
         raise ConnectionError("no")
 
     monkeypatch.setattr(mirror, "_connect", fails)
-    with pytest.warns(UserWarning, match="does not answer"):
+    with pytest.warns(UserWarning, match="is behind"):
         mirror.sync(status.read(CELLS, store))
     mirror.sync(status.read(CELLS, store))
     assert len(asked) == 1
@@ -145,3 +145,42 @@ def test_figures_that_fail_do_not_reach_the_caller(store, server):
     say(store, 4, "finished")
     with pytest.warns(UserWarning, match="no ink"):
         assert not make(broken).sync(status.read(CELLS, store))
+
+
+def test_a_failure_that_was_mended_leaves_no_reason(store, server):
+    make, client = server
+    say(store, 1, "failed", "OSError: disk full")
+    make().sync(status.read(CELLS, store))
+    for cell in CELLS:
+        measure(store, cell)
+    say(store, 4, "finished")
+    make().sync(status.read(CELLS, store))
+    (run,) = runs(client)
+    assert (run.info.status, run.data.tags["medssl.reason"]) == ("FINISHED", "")
+
+
+def test_figures_of_a_finished_run_are_drawn_once(store, server):
+    make, _ = server
+    drawn = []
+
+    def figures(trial):
+        drawn.append(trial.spec.id)
+        return [("a.png", b"-")]
+
+    for cell in CELLS:
+        measure(store, cell)
+    say(store, 4, "finished")
+    for _ in range(2):  # the second driver finds nothing new
+        make(figures).sync(status.read(CELLS, store))
+    assert len(drawn) == 1
+
+
+def test_a_broken_row_file_keeps_back_its_own_run_alone(store, server):
+    make, _ = server
+    for cell in CELLS:
+        measure(store, cell)
+    say(store, 4, "finished")
+    store.write(f"rows/{CELLS[0].id}.parquet", b"torn")
+    mirror = make()
+    assert not mirror.sync(status.read(CELLS, store))
+    assert "cannot be read" in mirror.trouble

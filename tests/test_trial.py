@@ -9,6 +9,7 @@ import torch
 
 from medssl import backbones, results, trial, weights
 from medssl.evals import knn
+from medssl.report import tables
 from medssl.spec import Sweep
 from medssl.store import Store
 
@@ -38,8 +39,8 @@ def _counting(calls, name, real):
 def counted(monkeypatch):
     """How often an encoder was pretrained and features were extracted."""
     calls = {"pretrain": 0, "extract": 0}
-    for name in calls:
-        monkeypatch.setattr(trial, name, _counting(calls, name, getattr(trial, name)))
+    for name, room in (("pretrain", trial), ("extract", trial.features)):
+        monkeypatch.setattr(room, name, _counting(calls, name, getattr(room, name)))
     return calls
 
 
@@ -205,7 +206,7 @@ def test_every_split_has_its_own_features_also_where_one_file_holds_all(tmp_path
     cells = sweep(method="none", dataset="medmnist/breastmnist", eval="knn").cells()
     trial.run(cells, store, here)
     kept = store.names(f"features/{cells[0].encoder.id}", ".safetensors")
-    assert {name.partition("-")[2] for name in kept} == {"train", "val", "test"}
+    assert {name.split("-")[1] for name in kept} == {"train", "val", "test"}
     before = results.table(store, cells)["value"].to_pylist()
     for cell in cells:
         store.delete(f"rows/{cell.id}.parquet")
@@ -238,14 +239,144 @@ def test_a_broken_file_is_set_aside_and_made_again(tmp_path, kind, counted):
     assert "was set aside" in store.read(f"logs/{id}.log").decode()
 
 
-def test_a_row_says_where_the_encoder_was_pretrained_and_where_it_was_judged(tmp_path, monkeypatch):
-    store, cells = Store(tmp_path), sweep(eval="knn").cells()
+def test_a_row_says_where_encoder_and_features_were_made(tmp_path, monkeypatch):
+    store, cells = Store(tmp_path), sweep(eval="knn", label_fraction=[0.1, 0.5, 1.0]).cells()
     told = {"device": "H200", "precision": "bf16", "threads": 4}
     monkeypatch.setattr(trial.device, "describe", lambda device: told)
     trial.run(cells[:1], store, HERE)
     monkeypatch.setattr(trial.device, "describe", lambda device: {**told, "device": "laptop"})
-    trial.run(cells[1:], store, HERE)
+    trial.run(cells[1:2], store, HERE)  # on a laptop, from the features of the H200
+    for name in store.names(f"features/{cells[0].encoder.id}", ""):
+        store.delete(f"features/{cells[0].encoder.id}/{name}")
+    trial.run(cells[2:], store, HERE)
     rows = results.table(store, cells).to_pylist()
-    assert [r["device"] for r in rows[:1] + rows[-1:]] == ["H200", "laptop"]
+    by_cell = {r["cell"]: r["device"] for r in rows}
+    assert [by_cell[c.id] for c in cells] == ["H200", "H200", "laptop"]
     assert {r["encoder_device"] for r in rows} == {"H200"}
     assert {r["encoder_precision"] for r in rows} == {"bf16"}
+
+
+def once(monkeypatch, error):
+    """The evaluation of the smaller share of labels raises `error`."""
+    real = knn.evaluate
+
+    def evaluate(subject, config):
+        if len(subject.features("train").x_ND) < 200:
+            raise error
+        return real(subject, config)
+
+    monkeypatch.setattr(knn, "evaluate", evaluate)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("disk full"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_an_error_that_can_pass_is_raised_once_the_other_cells_are_done(
+    tmp_path, monkeypatch, error
+):
+    store, cells = Store(tmp_path), sweep(method="none").cells()
+    once(monkeypatch, error)
+    with pytest.raises(type(error)) as raised:
+        trial.run(cells, store, HERE)
+    assert trial.can_pass(raised.value)
+    assert [(c.eval, c.label_fraction) for c in results.missing(cells, store)] == [("knn", 0.1)]
+
+
+def test_after_an_error_of_the_device_nothing_more_is_tried(tmp_path, monkeypatch):
+    store, cells = Store(tmp_path), sweep(method="none").cells()
+    once(monkeypatch, torch.AcceleratorError("CUDA error: an illegal memory access"))
+    with pytest.raises(torch.AcceleratorError):
+        trial.run(cells, store, HERE)
+    assert len(results.missing(cells, store)) == 4
+
+
+def test_a_bug_cannot_pass():
+    assert not trial.can_pass(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not trial.can_pass(trial.NotFinite("loss"))
+
+
+def test_short_of_memory_a_good_file_is_not_called_broken(tmp_path, monkeypatch):
+    store, cells = Store(tmp_path), sweep(method="none", eval="knn").cells()
+    trial.run(cells[:1], store, HERE)
+
+    def load(content):
+        raise MemoryError
+
+    monkeypatch.setattr(trial.safetensors.torch, "load", load)
+    with pytest.raises(MemoryError):
+        trial.run(cells[1:], store, HERE)
+    assert store.names("encoders", ".safetensors") == {cells[0].encoder.id}
+    assert not store.names("encoders", ".broken")
+
+
+def test_features_belong_to_the_file_of_the_encoder_and_to_the_codes_version(
+    tmp_path, counted, monkeypatch
+):
+    store, cells = Store(tmp_path), sweep(method="none", eval="knn").cells()
+    trial.run(cells[:1], store, HERE)
+    assert counted["extract"] == 3
+    name = f"encoders/{cells[0].encoder.id}.safetensors"
+    state = safetensors.torch.load(store.read(name))
+    header = {"medssl": json.dumps(trial._about(store.read(name)))}
+    other = {k: v + 0.1 if v.is_floating_point() else v for k, v in state.items()}
+    store.write(name, safetensors.torch.save(other, header))  # as another machine would leave it
+    trial.run(cells[1:], store, HERE)
+    assert counted["extract"] == 6
+    store.delete(f"rows/{cells[1].id}.parquet")
+    trial.run(cells[1:], store, HERE)
+    assert counted["extract"] == 6
+    monkeypatch.setattr(trial.features, "VERSION", 99)
+    store.delete(f"rows/{cells[1].id}.parquet")
+    trial.run(cells[1:], store, HERE)
+    assert counted["extract"] == 9
+
+
+def test_a_driver_that_comes_second_judges_the_encoder_of_the_first(tmp_path, monkeypatch):
+    store, cells = Store(tmp_path), sweep(method="none", eval="knn").cells()
+    trial.run(cells[:1], store, HERE)
+    name = f"encoders/{cells[0].encoder.id}.safetensors"
+    first = store.read(name)
+    reads = []
+    read = Store.read
+
+    def late(self, asked):  # the first has not finished when the second looks
+        reads.append(asked)
+        return None if asked == name and reads.count(name) == 1 else read(self, asked)
+
+    monkeypatch.setattr(Store, "read", late)
+    monkeypatch.setattr(trial, "_pretrained", lambda *a: first[:-4] + b"\0\0\0\0")
+    trial.run(cells[1:], store, HERE)
+    monkeypatch.setattr(Store, "read", read)
+    assert store.read(name) == first
+
+
+def test_a_diverged_run_leaves_no_checkpoint(tmp_path, monkeypatch):
+    store, cells = Store(tmp_path), sweep(eval="knn").cells()
+    store.write(f"checkpoints/{cells[0].encoder.id}.pt", b"with a loss that was not finite")
+
+    def diverge(*arguments, **named):
+        raise trial.NotFinite("3 of 4 losses")
+
+    monkeypatch.setattr(trial, "pretrain", diverge)
+    with pytest.raises(trial.NotFinite):
+        trial.run(cells, store, HERE)
+    assert not store.names("checkpoints", ".pt")
+
+
+def test_a_row_says_if_features_collapsed_and_what_else_a_reader_should_know(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    cells = sweep(method="moco_v2", eval="knn", label_fraction=1.0).cells()
+    monkeypatch.setattr(
+        trial.monitor, "look", lambda *a: {"rankme": 1.0, "feature_spread": 0.1, "knn_auroc": 0.5}
+    )
+    trial.run(cells, store, HERE)
+    rows = results.table(store, cells).to_pylist()
+    assert {r["collapsed"] for r in rows} == {True}
+    assert {r["notes"] for r in rows} == {"queue 65536 cut to the 1200 training images"}
+    (table,) = tables.summaries(rows)
+    assert table.rows[0][1] == "moco_v2 (collapsed: 1)"

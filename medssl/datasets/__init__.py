@@ -64,7 +64,7 @@ def wrong(name: str, size: int) -> list[str]:
     except ValueError as problem:
         return [str(problem)]
     module = registry.load("datasets", family)
-    known = module.names() if size in module.SIZES else []
+    known = module.names() if size in getattr(module, "SIZES", [size]) else []
     return [p for member in members if member not in known for p in module.check(member, size)]
 
 

@@ -25,6 +25,10 @@ class Config:
     neighbours: int = 20  # J; a smaller bank votes whole
     temperature: float = 0.07  # lower trusts the nearest more
 
+    def __post_init__(self):
+        if self.neighbours < 1 or self.temperature <= 0:
+            raise ValueError(f"{self}: at least 1 neighbour, and a temperature above 0")
+
 
 def evaluate(subject: Subject, config: Config) -> Iterator:
     bank = subject.features("train")

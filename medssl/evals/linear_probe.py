@@ -30,6 +30,10 @@ class Config:
     patience: int = 4  # the path ends when validation has not improved for so many
     iterations: int = 300  # of L-BFGS per penalty, at most; a few dozen are usual
 
+    def __post_init__(self):
+        if min(self.steps, self.patience, self.iterations) < 1:
+            raise ValueError(f"{self}: steps, patience and iterations are 1 or more")
+
 
 def evaluate(subject: Subject, config: Config) -> Iterator:
     seen_ND = subject.features("unlabeled").x_ND.double()

@@ -29,7 +29,7 @@ class Config:
     masked: float = 0.75  # share of the patches that is hidden; less makes it too easy
     decoder_dim: int = 512  # Q
     decoder_depth: int = 8  # blocks; a deep decoder frees the encoder from thinking of pixels
-    decoder_heads: int = 16
+    decoder_heads: int = 16  # of attention in each block
 
 
 class Method(SSLMethod):
