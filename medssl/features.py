@@ -57,9 +57,11 @@ class Judged:
         task: str,
         label_fraction: float = 1.0,
         subset_seed: int = 0,
+        images: Callable[[str, str], Images] | None = None,
+        device: torch.device | None = None,
     ):
         self.task, self.target = task, target
-        self._encoder, self._load = encoder, load
+        self._encoder, self._load, self._images, self._device = encoder, load, images, device
         self._fraction, self._seed = label_fraction, subset_seed
 
     def features(self, split: str, dataset: str | None = None) -> Features:
@@ -71,5 +73,14 @@ class Judged:
         keep = torch.from_numpy(subset(whole.t_NK.numpy(), self._fraction, self._seed))
         return Features(whole.x_ND[keep], whole.t_NK[keep])
 
+    def images(self, split: str) -> Images:
+        whole = self._images(self.target, split)
+        if split != "train" or self._fraction == 1:
+            return whole
+        return whole.part(subset(whole.t_NK, self._fraction, self._seed))
+
     def encoder(self) -> nn.Module:
-        return copy.deepcopy(self._encoder())
+        return copy.deepcopy(self._encoder()).to(self._device)
+
+    def outputs(self, model: nn.Module, split: str) -> Tensor:
+        return extract(model, self.images(split), self._device)

@@ -8,8 +8,6 @@ that may end a run early asks only what needs no label. RankMe is the number of 
 features use (Garrido et al. 2023, https://arxiv.org/abs/2210.02885).
 """
 
-import dataclasses
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -38,12 +36,7 @@ def due(epoch: int, epochs: int) -> bool:
 def look(encoder: nn.Module, images: Images, device: torch.device) -> dict[str, float]:
     """knn_auroc, feature_spread (0: one point) and rankme (1 to D) of a slice, always the same."""
     picked = np.random.default_rng(0).permutation(len(images))[:SLICE]
-    part = dataclasses.replace(
-        images,
-        x_NHWC=images.x_NHWC[picked],
-        t_NK=images.t_NK[picked],
-        domain_N=images.domain_N[picked],
-    )
+    part = images.part(picked)
     x_ND, t_NK = extract(encoder, part, device), torch.from_numpy(part.t_NK)
     bank = Features(x_ND[: 2 * len(x_ND) // 3], t_NK[: 2 * len(x_ND) // 3])
     held, target = x_ND[len(bank.x_ND) :], t_NK[len(bank.x_ND) :]

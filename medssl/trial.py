@@ -228,7 +228,7 @@ def evaluate(
     An error that can pass is raised at the end, when the other cells are done; the device's is
     raised at once, for nothing on it works after one.
     """
-    failed, passing = [], None
+    failed, passing, size = [], None, cells[0].encoder.image_size
     load, sources = _features_once(made, cells[0].encoder, store, here, progress)
     for cell in cells:
         progress.publish("evaluating", every_s=PUBLISH_S)
@@ -243,6 +243,8 @@ def evaluate(
                 source.task,
                 cell.label_fraction,
                 cell.subset_seed,
+                images=lambda dataset, split: datasets.load(dataset, split, size, here.data),
+                device=here.device,
             )
             found = dict(module.evaluate(subject, module.Config(**dict(cell.settings))))
             arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray)}

@@ -7,7 +7,7 @@ its members' images one after another, their classes side by side.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,11 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.x_NHWC)
+
+    def part(self, keep: np.ndarray) -> "Images":
+        """Some of the images, by their indices; statistics stay those of the whole."""
+        own = {f: getattr(self, f)[keep] for f in ("x_NHWC", "t_NK", "domain_N")}
+        return replace(self, **own)
 
 
 def load(name: str, split: str, size: int, root: Path | None = None) -> Images:

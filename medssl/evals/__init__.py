@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import Tensor, nn
 
+from medssl.datasets import Images
 from medssl.metrics import classification
 
 
@@ -34,17 +35,34 @@ class Subject(Protocol):
         """
         ...
 
+    def images(self, split: str) -> Images:
+        """The target's images; "train" is cut to the cell's label fraction."""
+        ...
+
     def encoder(self) -> nn.Module:
-        """A fresh copy, free to be fine-tuned."""
+        """A fresh copy on the trial's device, free to be fine-tuned."""
+        ...
+
+    def outputs(self, model: nn.Module, split: str) -> Tensor:
+        """What `model`, x_BCHW -> (B, K), makes of a split's whole images (N, K), on the host."""
         ...
 
 
 def judge(subject: Subject, predict: Callable[[Tensor], Tensor]) -> Iterator:
     """The metrics of `predict`, x_ND -> class scores (N, K), on test and on validation."""
-    for split, prefix in (("test", ""), ("val", "val_")):
+
+    def of(split: str) -> tuple[Tensor, Tensor]:
         x_ND, t_NK = subject.features(split)
-        scores_NK = predict(x_ND).float().cpu().numpy()
-        for name, value in classification(scores_NK, t_NK.cpu().numpy(), subject.task):
+        return predict(x_ND), t_NK
+
+    yield from judged(subject.task, of)
+
+
+def judged(task: str, of: Callable[[str], tuple[Tensor, Tensor]]) -> Iterator:
+    """The metrics of `of`, split -> class scores and targets (N, K), on test and on validation."""
+    for split, prefix in (("test", ""), ("val", "val_")):
+        scores_NK, t_NK = (a.float().cpu().numpy() for a in of(split))
+        for name, value in classification(scores_NK, t_NK, task):
             yield prefix + name, value
         if split == "test":
             yield "scores", np.float32(scores_NK)
