@@ -85,7 +85,7 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
         for name, size in needed_data(missing):
             absent.update(datasets.check(name, size, data))
         for backbone, init in needed_weights(missing, store):
-            absent.update(weights.check(backbone, init))
+            absent.update(weights.check(backbone, init, store.has))
     return Plan(sweep, cells, missing, list(problems), list(absent))
 
 
@@ -99,7 +99,7 @@ def ready(plan: Plan, store: Store, data: Path | None) -> list[str]:
             failed.append(str(problem))
     for backbone, init in needed_weights(plan.missing, store):
         try:
-            weights.ready(backbone, init)
+            weights.ready(backbone, init, store.has)
         except ValueError as problem:
             failed.append(str(problem))
     return failed

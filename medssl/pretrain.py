@@ -57,11 +57,14 @@ class Pretrained:
     notes: list[str] = field(default_factory=list)  # what a reader of its numbers should know
 
 
-def initial(spec: EncoderSpec) -> Pretrained:
-    """The encoder before its first step, the same for every method of one seed."""
+def initial(spec: EncoderSpec, start: bytes | None = None) -> Pretrained:
+    """The encoder before its first step, the same for every method of one seed.
+
+    `start` is the file of the encoder that an init `encoder:ID` names.
+    """
     torch.manual_seed(spec.seed)
     encoder = backbones.build(spec.backbone, spec.image_size)
-    return Pretrained(encoder, weights.initialise(encoder, spec.backbone, spec.init))
+    return Pretrained(encoder, weights.initialise(encoder, spec.backbone, spec.init, start))
 
 
 def pretrain(
@@ -70,12 +73,13 @@ def pretrain(
     device: torch.device,
     report: Report = lambda curve: None,
     checkpoint: Checkpoint | None = None,
+    start: bytes | None = None,
 ) -> Pretrained:
     """The encoder after `spec.epochs` over `images`; NotFinite where the loss diverged.
 
     A resumed run goes on from its last checkpoint, in the middle of an epoch too.
     """
-    result = initial(spec)
+    result = initial(spec, start)
     if spec.method == NONE:
         return result
     module, recipe = registry.load("methods", spec.method), dict(spec.recipe)

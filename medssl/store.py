@@ -28,6 +28,9 @@ class Store:
         except FileNotFoundError:
             return None
 
+    def has(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
     def write(self, name: str, content: bytes) -> None:
         """Puts `content` under `name`, whole or not at all; OSError where the disk refuses."""
         path = self.root / name

@@ -178,6 +178,7 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
                 save=save,
                 every_s=here.checkpoint_s,
             ),
+            start=store.read(name) if (name := weights.source(spec.init)) else None,
         )
     except NotFinite:
         store.delete(checkpoint)  # it may hold the loss that was not finite, and would again

@@ -6,6 +6,7 @@
     dinov2              142 million photographs without labels; for ViTs with LayerScale, "-ls"
     bit                 labels of ImageNet-21k, from which REMEDIS starts
     file:PATH[@SHA]     safetensors, or what torch.save wrote: see _layouts.py for whose
+    encoder:ID          another encoder of the same store, to go on from
 
 Position and patch embeddings are resampled to the encoder's, a stem of one channel is spread over
 three, and a stem that does not fit (3x3) stays random. What was changed, left and not used is in
@@ -24,11 +25,16 @@ import functools
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from medssl import _layouts, _published
 from medssl._published import Published
+
+
+def _nowhere(name: str) -> bool:
+    return False  # where there is no store
 
 
 @dataclass(frozen=True)
@@ -43,21 +49,32 @@ class Loaded:
 
 def wrong(backbone: str, init: str) -> list[str]:
     """What no file can mend: an unknown init, or one that the backbone has not."""
-    if init == "random" or _named(init) or _published.of(backbone, init):
+    if init == "random" or _named(init) or source(init) or _published.of(backbone, init):
         return []
     here = [i for i in _published.FILES if _published.of(backbone, i)]
-    has = f"{backbone} has {', '.join(['random', *here, 'file:PATH'])}"
+    has = f"{backbone} has {', '.join(['random', *here, 'file:PATH', 'encoder:ID'])}"
     if init not in _published.FILES:
-        known = ", ".join(["random", *_published.FILES, "file:PATH"])
+        known = ", ".join(["random", *_published.FILES, "file:PATH", "encoder:ID"])
         return [f"no init {init!r}: choose from {known}; {has}"]
     owners = ", ".join(_published.FILES[init])
     return [f"no weights of init {init!r} for {backbone}, only for {owners}: {has}"]
 
 
-def check(backbone: str, init: str) -> list[str]:
-    """What stands between this machine and the init, a sentence each; imports no torch."""
+def source(init: str) -> str:
+    """The name in the store of the encoder that `encoder:ID` starts from; else empty."""
+    match = re.fullmatch("encoder:([0-9a-f]{12})", init)
+    return f"encoders/{match[1]}.safetensors" if match else ""
+
+
+def check(backbone: str, init: str, has: Callable[[str], bool] = _nowhere) -> list[str]:
+    """What stands between this machine and the init, a sentence each; imports no torch.
+
+    `has` says whether the store has a file.
+    """
     if (problems := wrong(backbone, init)) or init == "random":
         return problems
+    if kept := source(init):
+        return [] if has(kept) else [f"{kept} is not in the store: run the sweep that makes it"]
     if not (path := _present(backbone, init)):
         return [_absent(backbone, init)]
     if _named(init):  # a published file is compared by `ready`: a plan reads no hundreds of MB
@@ -65,24 +82,32 @@ def check(backbone: str, init: str) -> list[str]:
     return []
 
 
-def ready(backbone: str, init: str) -> None:
+def ready(backbone: str, init: str, has: Callable[[str], bool] = _nowhere) -> None:
     """Fetches what is absent, and compares it; ValueError with a remedy where that fails."""
-    if problems := wrong(backbone, init):
+    if problems := check(backbone, init, has) if source(init) else wrong(backbone, init):
         raise ValueError(problems[0])
-    if init != "random":
+    if init != "random" and not source(init):
         path, promised = _file(backbone, init)
         if problems := _unlike(path, _sha256(path), promised):
             raise ValueError(problems[0])
 
 
-def initialise(encoder, backbone: str, init: str) -> Loaded:
-    """Puts the init's weights into `encoder`, in place; "random" leaves it as it was built."""
+def initialise(encoder, backbone: str, init: str, kept: bytes | None = None) -> Loaded:
+    """Puts the init's weights into `encoder`, in place; "random" leaves it as it was built.
+
+    `kept` is what the store has under `source(init)`.
+    """
     if problems := wrong(backbone, init):
         raise ValueError(problems[0])
     if init == "random":
         return Loaded()
-    path, promised = _file(backbone, init)
-    content = path.read_bytes()
+    if source(init):
+        if kept is None:
+            raise ValueError(f"{source(init)} is not in the store: run the sweep that makes it")
+        path, promised, content = Path(source(init)), "", kept
+    else:
+        path, promised = _file(backbone, init)
+        content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()  # of what is loaded, not of what was there before
     if problems := _unlike(path, sha256, promised):
         raise ValueError(problems[0])

@@ -180,3 +180,19 @@ def test_a_dataset_family_owes_no_more_than_its_contract(monkeypatch):
     monkeypatch.setattr(registry, "load", lambda kind, name: family)
     assert datasets.wrong("mine/a", 28) == []
     assert datasets.wrong("mine/b", 28) == ["b"]
+
+
+def test_an_init_from_the_store_is_looked_for_there(tmp_path):
+    given = {"dataset": "phantom/cells", "backbone": "vit/tiny-14", "image_size": 28}
+    sweep = Sweep(name="t", method="none", init="encoder:0123456789ab", **given)
+    store = Store(tmp_path)
+    found = plan.make(sweep, store, None)
+    assert found.problems == []
+    assert found.absent == [
+        "encoders/0123456789ab.safetensors is not in the store: run the sweep that makes it"
+    ]
+    assert plan.ready(found, store, None) == found.absent
+    store.write("encoders/0123456789ab.safetensors", b"-")
+    assert plan.make(sweep, store, None).absent == []
+    wrong = Sweep(name="t", method="none", init="encoder:abc", **given)
+    assert "no init 'encoder:abc'" in plan.make(wrong, store, None).problems[0]

@@ -380,3 +380,26 @@ def test_a_row_says_if_features_collapsed_and_what_else_a_reader_should_know(tmp
     assert {r["notes"] for r in rows} == {"queue 65536 cut to the 1200 training images"}
     (table,) = tables.summaries(rows)
     assert table.rows[0][1] == "moco_v2 (collapsed: 1)"
+
+
+def test_an_encoder_of_the_store_is_an_init(tmp_path):
+    store = Store(tmp_path)
+    first = sweep(eval="knn").cells()
+    init = f"encoder:{first[0].encoder.id}"
+    same = sweep(method="none", init=init, eval="knn").cells()
+    with pytest.raises(ValueError, match="is not in the store: run the sweep that makes it"):
+        trial.run(same, store, HERE)
+    trial.run(first, store, HERE)
+    trial.run(same, store, HERE)
+
+    def values(cells):
+        rows = results.table(store, cells).to_pylist()
+        return [(r["label_fraction"], r["metric"], r["value"]) for r in rows]
+
+    assert values(first) == values(same)
+    kept = store.read(weights.source(init))
+    rows = results.table(store, same).to_pylist()
+    assert {r["init_sha256"] for r in rows} == {hashlib.sha256(kept).hexdigest()}
+    further = sweep(init=init, eval="knn", label_fraction=1.0).cells()
+    trial.run(further, store, HERE)
+    assert results.missing(further, store) == []

@@ -244,7 +244,11 @@ def test_a_file_of_exactly_this_patch_comes_before_one_for_any():
             "imgnet",
             "no init 'imgnet': choose from random, imagenet, imagenet_ssl/d",
         ),
-        ("resnet/18-7x7", "imgnet", "file:PATH; resnet/18-7x7 has random, imagenet, file:PATH"),
+        (
+            "resnet/18-7x7",
+            "imgnet",
+            "encoder:ID; resnet/18-7x7 has random, imagenet, file:PATH, encoder:ID",
+        ),
         (
             "vit/small-16",
             "imagenet_ssl",
