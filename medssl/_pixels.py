@@ -76,14 +76,15 @@ def warp(x_CBHW: Tensor, angle_B: Tensor, bend_B2GG: Tensor) -> Tensor:
     shift the mean grey that contrast turns about, and show by how much the image was turned.
     """
     H, W = x_CBHW.shape[2:]
-    down_H1 = torch.arange(H, device=angle_B.device)[:, None] - (H - 1) / 2  # from the centre
-    across_W = torch.arange(W, device=angle_B.device) - (W - 1) / 2
+    # places are grid_sample's: -1 and 1 are the image's edges
+    down_H1 = (2 * torch.arange(H, device=angle_B.device)[:, None] + 1) / H - 1
+    across_W = (2 * torch.arange(W, device=angle_B.device) + 1) / W - 1
     angle_B11 = angle_B.deg2rad()[:, None, None]
     cos, sin = angle_B11.cos(), angle_B11.sin()
-    move_B2HW = b_spline(H, bend_B2GG) @ bend_B2GG @ b_spline(W, bend_B2GG).mT
-    from_x = (cos * across_W - sin * down_H1) / W + move_B2HW[:, 0]  # shares of the side, from
-    from_y = (sin * across_W + cos * down_H1) / H + move_B2HW[:, 1]  # -1/2 to 1/2 inside the image
-    place_BHW2 = 2 * torch.stack((from_x, from_y), 3)
+    move_B2HW = b_spline(H, bend_B2GG) @ (2 * bend_B2GG @ b_spline(W, bend_B2GG).mT)
+    from_x = cos * across_W - sin * (H / W) * down_H1 + move_B2HW[:, 0]
+    from_y = sin * (W / H) * across_W + cos * down_H1 + move_B2HW[:, 1]
+    place_BHW2 = torch.stack((from_x, from_y), 3)
     x_BCHW = F.grid_sample(
         x_CBHW.transpose(0, 1), place_BHW2, padding_mode="reflection", align_corners=False
     )

@@ -26,19 +26,20 @@ def noise(B: int, C: int, H: int, W: int | None = None, seed: int = 0) -> Tensor
 
 @pytest.mark.parametrize("C", [1, 3])
 def test_equalise_is_torchvisions_exactly_where_chosen(C: int) -> None:
-    x_BCHW = noise(9, C, 17, 23)
+    x_BCHW = noise(10, C, 37, 53)
     x_BCHW[0] = 77  # one level
     x_BCHW[1] //= 64  # four levels
-    x_BCHW[2, :, :12] = 0  # black margins
-    x_BCHW[3, :, :16] = 255  # less than 255 pixels below the brightest: left as it is
+    x_BCHW[2, :, :30] = 0  # black margins
+    x_BCHW[3, :, 4:] = 255  # less than 255 pixels below the brightest: left as it is
+    x_BCHW[7, :, 7:] = 255  # less than 510: a pixel per level
     x_BCHW[4] = 90 + x_BCHW[4] // 8
     x_BCHW[5, :, 1:] = x_BCHW[5, :, :1]
-    chosen_B = torch.tensor([True] * 7 + [False] * 2)
+    chosen_B = torch.tensor([True] * 8 + [False] * 2)
     before = x_BCHW.clone()
     ours = _pixels.equalise(x_BCHW.transpose(0, 1).contiguous(), chosen_B).transpose(0, 1)
-    theirs = torch.stack([F.equalize(x) for x in x_BCHW[:7]])
+    theirs = torch.stack([F.equalize(x) for x in x_BCHW[:8]])
     assert ours.dtype == torch.uint8
-    assert torch.equal(ours, torch.cat((theirs, x_BCHW[7:])))
+    assert torch.equal(ours, torch.cat((theirs, x_BCHW[8:])))
     assert torch.equal(x_BCHW, before)
     assert not torch.equal(ours[6], x_BCHW[6])
 

@@ -432,6 +432,15 @@ def test_any_preset_has_a_strong_and_a_weak_view(asked: list, preset: str) -> No
     assert asked == [(strong, None), (weak, None)]
 
 
+def test_the_weak_view_is_cropped_and_flipped_as_the_first(
+    asked: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = {"scale": (0.3, 0.9), "ratio": (1.0, 1.1), "flip": 0.0}
+    monkeypatch.setitem(PRESETS, "mine", (View(**geometry, rotate=9.0, equalise=0.5), View()))
+    look_at("strong_weak", "mine")
+    assert asked[1] == (PAPER | CROP_AND_FLIP | geometry, None)
+
+
 def test_the_weak_view_changes_no_colour() -> None:
     x_BCHW = noise(64, 3, 1).expand(-1, -1, 28, 28)
     for preset in PRESETS:
@@ -452,7 +461,16 @@ def test_local_crops_are_swavs_and_dinos(asked: list, preset: str, photometric: 
     assert asked == [(view, None) for view in whole] + [(local, (12, 12))] * 3
 
 
-@pytest.mark.parametrize(("S", "local"), [(28, 12), (64, 28), (128, 56), (224, 96), (5, 4)])
+def test_local_crops_differ_as_the_first_view_does(
+    asked: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {"jitter": 0.3, "brightness": 0.1, "rotate": 9.0, "blur": 0.0}
+    monkeypatch.setitem(PRESETS, "mine", (View(**first), View()))
+    look_at("multi_crop/1", "mine")
+    assert asked[2] == (PAPER | first | {"scale": (0.05, 0.14)}, (12, 12))
+
+
+@pytest.mark.parametrize(("S", "local"), [(28, 12), (64, 28), (128, 56), (224, 96), (4, 4)])
 def test_multi_crop_is_two_large_views_and_as_many_small_ones_as_asked(S: int, local: int) -> None:
     for arrangement, count in (("multi_crop", 6), ("multi_crop/2", 2), ("multi_crop/0", 0)):
         x_views = look_at(arrangement, "mae", 1, S, B=1)
