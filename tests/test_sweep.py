@@ -54,9 +54,7 @@ class Runs:
         )
 
     def run(self, verb: str = "run") -> tuple[int, str]:
-        process = self.start(verb)
-        out, _ = process.communicate(timeout=300)
-        return process.returncode, out
+        return ended(self.start(verb))
 
     @property
     def cells(self):
@@ -76,6 +74,15 @@ class Runs:
     def encoders(self) -> dict[str, float]:
         files = (self.store.root / "encoders").glob("*.safetensors")
         return {f.name: f.stat().st_mtime for f in files}
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str]:
+    """Exit code and output; what hangs is not left behind for the next test."""
+    try:
+        out, _ = process.communicate(timeout=600)
+        return process.returncode, out
+    finally:
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +167,7 @@ def test_a_new_label_fraction_starts_no_pretraining(undisturbed):
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(undisturbed, tmp_path):
     """Kill -9 of the driver, five times, and before two of them of a worker, at random moments."""
-    long = "epochs=6, method=[SIMCLR, BYOL]"
+    long = "epochs=5, method=[SIMCLR, BYOL]"
     runs, calm, rng = Runs(tmp_path, long), Runs(tmp_path / "calm", long), random.Random(0)
     code, out = calm.run()
     assert code == 0, out
@@ -222,8 +229,8 @@ def test_ctrl_c_ends_it_and_the_next_run_goes_on(tmp_path):
     process = runs.start()
     after_an_epoch(runs, process)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, out
+    code, out = ended(process)
+    assert code == 130, out
     assert "It was stopped; run the same again to go on." in out
     assert "failed" not in out
     assert "Traceback" not in out
@@ -234,8 +241,8 @@ def test_a_killed_worker_is_replaced_and_the_sweep_goes_on_by_itself(tmp_path):
     runs = Runs(tmp_path, "epochs=6, seed=0")
     process = runs.start()
     os.kill(after_an_epoch(runs, process)["pid"], signal.SIGKILL)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+    code, out = ended(process)
+    assert code == 0, out
     assert results.missing(runs.cells, runs.store) == []
 
 
@@ -245,8 +252,8 @@ def test_a_worker_that_dies_once_too_often_is_named(tmp_path):
     process = runs.start()
     victim = after_an_epoch(runs, process)
     os.kill(victim["pid"], signal.SIGKILL)
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 1, out
+    code, out = ended(process)
+    assert code == 1, out
     assert "failed simclr on phantom/lesions" in out
     assert "failed none" not in out
     assert f"{victim['encoder']}.log" in out
@@ -264,8 +271,7 @@ def test_a_tracking_server_that_is_down_loses_nothing(tmp_path):
     code, out = runs.run()
     assert code == 0, out
     assert results.missing(runs.cells, runs.store) == []
-    assert "MLflow at http://127.0.0.1:9 is behind" in out
-    assert out.count("is behind") == 1
+    assert out.count("MLflow at http://127.0.0.1:9 is behind") == 1  # said once, and at the end
     runs.env.pop("MLFLOW_TRACKING_URI")
     code, out = runs.run()  # it is back: what it missed is sent
     assert code == 0

@@ -3,9 +3,8 @@
     x -> two crops: a -> student -> linear -> which is mine, of the key and all the queue?
                     b -> teacher -> linear -> the key, and a place in the queue
 
-The queue frees the number of negatives from the batch size; the teacher is slow so that old keys
-can be compared with new. Only the first view asks. The paper shuffles images between GPUs so that
-batch norm cannot tell which key is mine; one device has nothing to shuffle across.
+The queue frees the number of negatives from the batch; the teacher is slow so that old keys compare
+with new. Only the first view asks. The paper's shuffling of batch norm needs several GPUs.
 He et al. 2019, https://arxiv.org/abs/1911.05722; the loss is solo-learn's
 """
 
