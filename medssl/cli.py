@@ -343,6 +343,8 @@ def _table(cells: list, kept, metric: str, format: Format, out: Path | None) -> 
             _console().print(_grid(one))
         for caption in dict.fromkeys(one.caption for one in found):
             _console().print(caption, style="dim", highlight=False)
+        for note in tables.notes(rows):
+            _console().print(f"note: {_plain(note)}", highlight=False)
         return
     text = tables.latex(found) if format is Format.latex else tables.markdown(found)
     if out is None:

@@ -165,6 +165,9 @@ def test_a_file_is_an_init_whose_checksum_and_misfits_are_kept(tmp_path):
         rows = results.table(store, cells).to_pylist()
         assert {(r["init"], r["init_sha256"]) for r in rows} == {(init, sha256)}
         assert {r["init_left_random"] for r in rows} == {"norm.bias"}
+        assert tables.notes(rows) == [
+            f"none on vit/tiny-14: init {init} left random: norm.bias (1 encoder)"
+        ]
         for cell in cells:
             store.delete(f"rows/{cell.id}.parquet")
         trial.run(cells, store, HERE)
@@ -380,6 +383,9 @@ def test_a_row_says_if_features_collapsed_and_what_else_a_reader_should_know(tmp
     assert {r["notes"] for r in rows} == {"queue 65536 cut to the 1200 training images"}
     (table,) = tables.summaries(rows)
     assert table.rows[0][1] == "moco_v2 (collapsed: 1)"
+    assert tables.notes(rows) == [
+        "moco_v2 on vit/tiny-14: queue 65536 cut to the 1200 training images (1 encoder)"
+    ]
 
 
 def test_an_encoder_of_the_store_is_an_init(tmp_path):

@@ -44,6 +44,18 @@ def summaries(rows: Iterable[dict], metric: str = "auroc") -> list[Summary]:
     ]
 
 
+def notes(rows: Iterable[dict]) -> list[str]:
+    """What a reader should know of the encoders behind the rows, each with how many it concerns."""
+    said: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        told = row["notes"].split("; ") if row["notes"] else []
+        if row["init_left_random"]:
+            told.append(f"init {row['init']} left random: {row['init_left_random']}")
+        for note in told:
+            said[f"{row['method']} on {row['backbone']}: {note}"].add(row["encoder"])
+    return [f"{note} ({len(of)} encoder{'s' * (len(of) > 1)})" for note, of in said.items()]
+
+
 def markdown(tables: Iterable[Summary]) -> str:
     def one(table: Summary) -> str:
         lines = [table.header, ["---"] * len(table.header), *table.rows]
