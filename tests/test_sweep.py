@@ -167,7 +167,7 @@ def test_a_new_label_fraction_starts_no_pretraining(undisturbed):
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(undisturbed, tmp_path):
     """Kill -9 of the driver, five times, and before two of them of a worker, at random moments."""
-    long = "epochs=5, method=[SIMCLR, BYOL]"
+    long = "epochs=3, method=[SIMCLR, BYOL]"
     runs, calm, rng = Runs(tmp_path, long), Runs(tmp_path / "calm", long), random.Random(0)
     code, out = calm.run()
     assert code == 0, out
