@@ -14,7 +14,7 @@ demo: .venv/ready ## the main job, small: generated images, minutes on 2 cores, 
 	$(PYTHON) sweeps/demo.py --store $(STORE)
 
 test: .venv/ready ## all tests that this machine can run
-	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 check: .venv/ready ## format and lint, changing nothing
 	$(PYTHON) -m ruff format --check .

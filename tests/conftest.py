@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from medssl import backbones
+
 ROOT = Path(__file__).parents[1]
 FILES = "breastmnist.npz", "breastmnist_64.npz", "pneumoniamnist.npz"
 
@@ -57,15 +59,27 @@ class TinyEncoder(nn.Module):
         return self.net(x_BCHW)
 
 
-def tiny_vit() -> nn.Module:
-    """Forty-eight features of a 32 x 32 image, cut in 16 patches."""
+def tiny_vit(size: int = 32, patch: int = 8) -> nn.Module:
+    """Forty-eight features of a square image, cut in patches; smaller images too."""
     from timm.models.vision_transformer import VisionTransformer
 
-    model = VisionTransformer(
-        32, 8, num_classes=0, embed_dim=48, depth=2, num_heads=3, dynamic_img_size=True
-    )
+    small = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+    dynamic = {"dynamic_img_size": True, "dynamic_img_pad": True}
+    model = VisionTransformer(size, patch, num_classes=0, **small, **dynamic)
     model.dim = model.num_features
     return model
+
+
+@pytest.fixture
+def tiny_vits(monkeypatch):
+    """Every vit/... is a tiny one, for tests that are about the loop and not about the encoder."""
+    real = backbones.build
+
+    def build(name: str, image_size: int) -> nn.Module:
+        vit = name.startswith("vit/")
+        return tiny_vit(image_size, image_size // 4) if vit else real(name, image_size)
+
+    monkeypatch.setattr(backbones, "build", build)
 
 
 @pytest.fixture

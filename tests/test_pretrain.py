@@ -15,6 +15,7 @@ from medssl.pretrain import Checkpoint, NotFinite, learning_rate, order, pretrai
 from medssl.spec import EncoderSpec, settings
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("tiny_vits")
 
 
 def images(n=40, channels=1, domains=1) -> Images:

@@ -24,7 +24,7 @@ def test_presets_read_are_the_presets_run():
 
 
 def test_an_unknown_name_says_what_is_known():
-    with pytest.raises(ValueError, match="no 'knm' among evals: choose from knn, linear_probe"):
+    with pytest.raises(ValueError, match="no 'knm' among evals: choose from finetune, knn"):
         registry.load("evals", "knm")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from medssl import plan, results
+from medssl import sweep as engine
 from medssl.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -260,10 +261,18 @@ def test_a_worker_that_dies_once_too_often_is_named(tmp_path):
     assert {c.encoder.id for c in results.missing(runs.cells, runs.store)} == {victim["encoder"]}
 
 
-def test_a_trial_that_fits_nowhere_is_refused(tmp_path):
-    code, out = Runs(tmp_path, "resources=Resources(cpu=1, gpu=64)").run()
-    assert code == 2
-    assert "lower cpu and gpu in the sweep's Resources" in " ".join(out.split())
+@pytest.mark.parametrize(
+    ("has", "cpu", "gpu", "slots"),
+    [({"CPU": 4.0}, 1, 0, 4), ({"CPU": 16.0, "GPU": 2.0}, 4, 0.5, 4), ({"CPU": 3.0}, 2, 0, 1)],
+)
+def test_as_many_trials_run_as_fit(has, cpu, gpu, slots):
+    assert engine._slots(has, cpu, gpu) == slots
+
+
+@pytest.mark.parametrize(("has", "gpu"), [({"CPU": 4.0}, 1), ({"CPU": 0.0}, 0)])
+def test_a_trial_that_fits_nowhere_is_refused(has, gpu):
+    with pytest.raises(ValueError, match="lower cpu and gpu in the sweep's Resources"):
+        engine._slots(has, 1, gpu)
 
 
 def test_a_tracking_server_that_is_down_loses_nothing(tmp_path):

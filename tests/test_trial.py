@@ -13,6 +13,14 @@ from medssl.report import tables
 from medssl.spec import Sweep
 from medssl.store import Store
 
+
+@pytest.fixture(autouse=True)
+def _small(request):
+    """The encoders are tiny ones, but where a test is about the named one."""
+    if "whole" not in request.keywords:
+        request.getfixturevalue("tiny_vits")
+
+
 HERE = trial.Here(torch.device("cpu"), code="test")
 
 
@@ -152,6 +160,7 @@ def test_the_subset_seed_draws_other_labels(tmp_path):
     assert (scores[0] != scores[1]).any()
 
 
+@pytest.mark.whole
 def test_a_file_is_an_init_whose_checksum_and_misfits_are_kept(tmp_path):
     torch.manual_seed(1)
     theirs = backbones.build("vit/tiny-14", 56).state_dict()
@@ -184,6 +193,7 @@ def test_a_file_is_an_init_whose_checksum_and_misfits_are_kept(tmp_path):
     assert kept["left random"] == ["norm.bias"]
 
 
+@pytest.mark.whole
 def test_a_file_that_was_exchanged_is_refused_and_not_mixed_with_the_first(tmp_path):
     path, store = tmp_path / "mine.pth", Store(tmp_path)
     init = f"file:{path}"
