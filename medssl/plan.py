@@ -15,7 +15,7 @@ from pathlib import Path
 
 import medssl
 from medssl import datasets, registry, results, weights
-from medssl.spec import NONE, Cell, Sweep
+from medssl.spec import NONE, Cell, Sweep, supervised
 from medssl.store import Store
 
 
@@ -107,8 +107,12 @@ def ready(plan: Plan, store: Store, data: Path | None) -> list[str]:
 
 def needed_data(cells: Sequence[Cell]) -> list[tuple[str, int]]:
     """(dataset, image size) of every set that the cells pretrain on or are judged on."""
-    both = {(c.encoder.dataset, c.encoder.image_size) for c in cells}
-    return sorted(both | {(c.target, c.encoder.image_size) for c in cells})
+    needed = set()
+    for cell in cells:
+        learned = supervised(cell.encoder.init)
+        names = cell.encoder.dataset, cell.target, *(learned[:1] if learned else ())
+        needed |= {(name, cell.encoder.image_size) for name in names}
+    return sorted(needed)
 
 
 def needed_weights(cells: Sequence[Cell], store: Store) -> list[tuple[str, str]]:

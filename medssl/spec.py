@@ -9,6 +9,7 @@ and is in no id.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -24,7 +25,12 @@ Named = str | tuple[str, Mapping[str, Scalar]]  # "simclr", or ("simclr", {"temp
 INF = float("inf")
 NONE = "none"  # the method of zero epochs: the init itself, judged like any encoder
 SAME = "same"  # the target that is the encoder's own dataset
+SUPERVISED = "supervised"  # an encoder that learned from labels, as the init of others
 OWN = "own"  # the view preset that the method's paper has
+UNUSED = {  # of an encoder that no method pretrains
+    **{"views": NONE, "epochs": 0, "batch_size": 0, "learning_rate": 0, "weight_decay": 0},
+    **{"warmup_epochs": 0, "optimizer": NONE, "sampling": NONE, "early_stop": "never"},
+}
 
 
 def settings(kind: str, named: Named) -> Settings:
@@ -100,12 +106,42 @@ class EncoderSpec(_Content):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.batch_size < 2 and self.method != NONE:
+        if self.method in (NONE, SUPERVISED):
+            return
+        if self.batch_size < 2:
             raise ValueError(f"batch_size={self.batch_size}: contrast needs at least 2 images")
-        if self.epochs < 1 and self.method != NONE:
+        if self.epochs < 1:
             raise ValueError(f"epochs={self.epochs}: pretrain for 1 or more, or use method='none'")
-        if self.learning_rate <= 0 and self.method != NONE:
+        if self.learning_rate <= 0:
             raise ValueError(f"learning_rate={self.learning_rate}: it must be above 0")
+
+
+def supervised(init: str) -> tuple[str, str] | None:
+    """(DATASET, INIT) of an init "supervised:DATASET" or "supervised:DATASET@INIT"; else None."""
+    match = re.fullmatch(f"{SUPERVISED}:([^@]+)(?:@(.+))?", init)
+    return (match[1], match[2] or "random") if match else None
+
+
+def parent(spec: EncoderSpec) -> EncoderSpec | None:
+    """The encoder that a supervised init goes on from; None for any other init.
+
+    Fine-tuned on all labels of DATASET from INIT, chosen on its validation split; one for each
+    (backbone, image size, seed), whatever is pretrained from it.
+    """
+    if not (named := supervised(spec.init)):
+        return None
+    dataset, init = named
+    changes = {"seed": spec.seed} | ({"learning_rate": 1e-3} if init == "random" else {})
+    return EncoderSpec(
+        method=SUPERVISED,
+        dataset=dataset,
+        backbone=spec.backbone,
+        image_size=spec.image_size,
+        init=init,
+        seed=spec.seed,
+        recipe=settings("evals", ("finetune", changes)),
+        **UNUSED,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,9 +245,7 @@ class Sweep:
             for chosen in product(*values):
                 spec = dict(zip(axes, chosen, strict=True))
                 if name == NONE:  # what pretraining would use has no effect, so it has no value
-                    spec |= {"views": NONE, "epochs": 0, "batch_size": 0, "learning_rate": 0}
-                    spec |= {"weight_decay": 0, "warmup_epochs": 0, "optimizer": NONE}
-                    spec |= {"sampling": NONE, "early_stop": "never"}
+                    spec |= UNUSED
                 elif spec["views"] == OWN:
                     spec["views"] = registry.attribute("methods", name, "preset", "asymmetric")
                 yield EncoderSpec(method=name, recipe=recipe, **spec)

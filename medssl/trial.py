@@ -27,11 +27,21 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from medssl import backbones, datasets, device, features, monitor, registry, results, weights
+from medssl import (
+    backbones,
+    datasets,
+    device,
+    features,
+    monitor,
+    registry,
+    results,
+    supervised,
+    weights,
+)
 from medssl.evals import Features
 from medssl.features import Judged
 from medssl.pretrain import Checkpoint, NotFinite, pretrain
-from medssl.spec import Cell, EncoderSpec
+from medssl.spec import SUPERVISED, Cell, EncoderSpec, parent
 from medssl.store import Store
 
 PASSING = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
@@ -159,7 +169,7 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
 
 def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> bytes:
     """The file of a freshly pretrained encoder."""
-    checkpoint = f"checkpoints/{spec.id}.pt"
+    checkpoint, labelled = f"checkpoints/{spec.id}.pt", spec.method == SUPERVISED
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
     progress.publish("pretraining")
 
@@ -168,17 +178,21 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
         progress.publish("pretraining")  # a sign of life within long epochs
 
     try:
-        trained = pretrain(
-            spec,
-            images,
-            here.device,
-            report=progress.epoch,
-            checkpoint=Checkpoint(
-                load=lambda: _intact(store, checkpoint, _loadable, progress),
-                save=save,
-                every_s=here.checkpoint_s,
-            ),
-            start=store.read(name) if (name := weights.source(spec.init)) else None,
+        trained = (
+            supervised.train(spec, here.data, here.device)
+            if labelled
+            else pretrain(
+                spec,
+                images,
+                here.device,
+                report=progress.epoch,
+                checkpoint=Checkpoint(
+                    load=lambda: _intact(store, checkpoint, _loadable, progress),
+                    save=save,
+                    every_s=here.checkpoint_s,
+                ),
+                start=_start(spec, store, here, progress),
+            )
         )
     except NotFinite:
         store.delete(checkpoint)  # it may hold the loss that was not finite, and would again
@@ -211,6 +225,16 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
     state = {k: v.cpu().contiguous() for k, v in trained.encoder.state_dict().items()}
     header = {"medssl": json.dumps(about | {"curve": trained.curve, "init": fitted})}
     return safetensors.torch.save(state, header)
+
+
+def _start(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> bytes | None:
+    """The file of the encoder that the spec's init names, made first where it is not there."""
+    if above := parent(spec):
+        curve = progress.curve
+        encoder_of(above, store, here, progress)
+        progress.curve = curve
+        return store.read(f"encoders/{above.id}.safetensors")
+    return store.read(name) if (name := weights.source(spec.init)) else None
 
 
 def pin_init(init: str, store: Store) -> None:

@@ -7,6 +7,8 @@
     bit                 labels of ImageNet-21k, from which REMEDIS starts
     file:PATH[@SHA]     safetensors, or what torch.save wrote: see _layouts.py for whose
     encoder:ID          another encoder of the same store, to go on from
+    supervised:DATASET  one that learned the labels of DATASET from random weights, made on the way;
+                        supervised:DATASET@INIT from another init: see supervised.py
 
 Position and patch embeddings are resampled to the encoder's, a stem of one channel is spread over
 three, and a stem that does not fit (3x3) stays random. What was changed, left and not used is in
@@ -31,10 +33,14 @@ from pathlib import Path
 
 from medssl import _layouts, _published
 from medssl._published import Published
+from medssl.spec import supervised
 
 
 def _nowhere(name: str) -> bool:
     return False  # where there is no store
+
+
+OWN = ("file:PATH", "encoder:ID", "supervised:DATASET")
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,14 @@ class Loaded:
 
 def wrong(backbone: str, init: str) -> list[str]:
     """What no file can mend: an unknown init, or one that the backbone has not."""
+    if found := supervised(init):
+        return wrong(backbone, found[1])
     if init == "random" or _named(init) or source(init) or _published.of(backbone, init):
         return []
     here = [i for i in _published.FILES if _published.of(backbone, i)]
-    has = f"{backbone} has {', '.join(['random', *here, 'file:PATH', 'encoder:ID'])}"
+    has = f"{backbone} has {', '.join(['random', *here, *OWN])}"
     if init not in _published.FILES:
-        known = ", ".join(["random", *_published.FILES, "file:PATH", "encoder:ID"])
+        known = ", ".join(["random", *_published.FILES, *OWN])
         return [f"no init {init!r}: choose from {known}; {has}"]
     owners = ", ".join(_published.FILES[init])
     return [f"no weights of init {init!r} for {backbone}, only for {owners}: {has}"]
@@ -73,6 +81,8 @@ def check(backbone: str, init: str, has: Callable[[str], bool] = _nowhere) -> li
     """
     if (problems := wrong(backbone, init)) or init == "random":
         return problems
+    if found := supervised(init):
+        return check(backbone, found[1], has)
     if kept := source(init):
         return [] if has(kept) else [f"{kept} is not in the store: run the sweep that makes it"]
     if not (path := _present(backbone, init)):
@@ -86,6 +96,8 @@ def ready(backbone: str, init: str, has: Callable[[str], bool] = _nowhere) -> No
     """Fetches what is absent, and compares it; ValueError with a remedy where that fails."""
     if problems := check(backbone, init, has) if source(init) else wrong(backbone, init):
         raise ValueError(problems[0])
+    if found := supervised(init):
+        return ready(backbone, found[1], has)
     if init != "random" and not source(init):
         path, promised = _file(backbone, init)
         if problems := _unlike(path, _sha256(path), promised):
@@ -101,10 +113,10 @@ def initialise(encoder, backbone: str, init: str, kept: bytes | None = None) -> 
         raise ValueError(problems[0])
     if init == "random":
         return Loaded()
-    if source(init):
+    if source(init) or supervised(init):
         if kept is None:
             raise ValueError(f"{source(init)} is not in the store: run the sweep that makes it")
-        path, promised, content = Path(source(init)), "", kept
+        path, promised, content = Path(source(init) or f"{init}.safetensors"), "", kept
     else:
         path, promised = _file(backbone, init)
         content = path.read_bytes()

@@ -196,3 +196,16 @@ def test_an_init_from_the_store_is_looked_for_there(tmp_path):
     assert plan.make(sweep, store, None).absent == []
     wrong = Sweep(name="t", method="none", init="encoder:abc", **given)
     assert "no init 'encoder:abc'" in plan.make(wrong, store, None).problems[0]
+
+
+def test_the_data_and_the_weights_of_a_supervised_init_are_asked_for(tmp_path):
+    given = {"dataset": "phantom/cells", "backbone": "resnet/18-7x7", "image_size": 28}
+    init = "supervised:medmnist/chestmnist@imagenet"
+    found = plan.make(Sweep(name="t", method="none", init=init, **given), Store(tmp_path), tmp_path)
+    assert found.problems == []
+    assert any("chestmnist.npz" in sentence for sentence in found.absent)
+    assert any("resnet18.tv_in1k" in sentence for sentence in found.absent)
+    wrong = Sweep(name="t", method="none", init="supervised:medmnist/chest@bit", **given)
+    told = " ".join(plan.make(wrong, Store(tmp_path), tmp_path).problems)
+    assert "no 'chest' in medmnist" in told
+    assert "no weights of init 'bit' for resnet/18-7x7" in told

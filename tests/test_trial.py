@@ -2,15 +2,16 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 import safetensors
 import torch
 
 from medssl import backbones, results, trial, weights
-from medssl.evals import knn
+from medssl.evals import finetune, knn
 from medssl.report import tables
-from medssl.spec import Sweep
+from medssl.spec import Sweep, parent, settings
 from medssl.store import Store
 
 
@@ -21,6 +22,7 @@ def _small(request):
         request.getfixturevalue("tiny_vits")
 
 
+QUICK = settings("evals", ("finetune", {"epochs": 1, "updates": 4}))
 HERE = trial.Here(torch.device("cpu"), code="test")
 
 
@@ -419,3 +421,25 @@ def test_an_encoder_of_the_store_is_an_init(tmp_path):
     further = sweep(init=init, eval="knn", label_fraction=1.0).cells()
     trial.run(further, store, HERE)
     assert results.missing(further, store) == []
+
+
+def test_a_supervised_encoder_is_made_once_and_shared_by_all_that_start_from_it(tmp_path):
+    store = Store(tmp_path)
+    init = "supervised:phantom/xray"
+    cells = sweep(method=["none", "simclr"], init=init, eval="knn", label_fraction=1.0).cells()
+    quick = replace(parent(cells[0].encoder), recipe=QUICK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "parent", lambda spec: quick if spec.init == init else None)
+        fits = []
+        real = finetune.fit
+        patch.setattr(finetune, "fit", lambda *a: fits.append(1) or real(*a))
+        for cell in cells:
+            trial.run([cell], store, HERE)
+    assert fits == [1]
+    kept = store.read(f"encoders/{quick.id}.safetensors")
+    rows = results.table(store, cells).to_pylist()
+    assert {r["init_sha256"] for r in rows} == {hashlib.sha256(kept).hexdigest()}
+    none = safetensors.torch.load(store.read(f"encoders/{cells[0].encoder.id}.safetensors"))
+    assert all(torch.equal(none[k], v) for k, v in safetensors.torch.load(kept).items())
+    log = store.read(f"logs/{cells[0].encoder.id}.log").decode()
+    assert "supervised on phantom/xray: update" in log

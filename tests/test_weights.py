@@ -247,7 +247,7 @@ def test_a_file_of_exactly_this_patch_comes_before_one_for_any():
         (
             "resnet/18-7x7",
             "imgnet",
-            "encoder:ID; resnet/18-7x7 has random, imagenet, file:PATH, encoder:ID",
+            "supervised:DATASET; resnet/18-7x7 has random, imagenet, file:PATH, encoder:ID",
         ),
         (
             "vit/small-16",

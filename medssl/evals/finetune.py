@@ -44,6 +44,19 @@ class Config:
 
 
 def evaluate(subject: Subject, config: Config) -> Iterator:
+    model, best_step = fit(subject, config)
+    yield "best_update", float(best_step)
+    many = subject.task.startswith("multi-label")
+
+    def of(split: str) -> tuple[Tensor, Tensor]:
+        z_NK, t_NK = outputs(subject, model, split)
+        return torch.sigmoid(z_NK) if many else z_NK.softmax(1), t_NK
+
+    yield from judged(subject.task, of)
+
+
+def fit(subject: Subject, config: Config) -> tuple[nn.Sequential, int]:
+    """(encoder, head) after the update that is best on validation, and which update that was."""
     images, many = subject.images("train"), subject.task.startswith("multi-label")
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -86,13 +99,7 @@ def evaluate(subject: Subject, config: Config) -> Iterator:
                 best, best_step, kept = found, step + 1, copy.deepcopy(model.state_dict())
 
     model.load_state_dict(kept)
-    yield "best_update", float(best_step)
-
-    def of(split: str) -> tuple[Tensor, Tensor]:
-        z_NK, t_NK = outputs(subject, model, split)
-        return torch.sigmoid(z_NK) if many else z_NK.softmax(1), t_NK
-
-    yield from judged(subject.task, of)
+    return model, best_step
 
 
 def outputs(subject: Subject, model: nn.Module, split: str) -> tuple[Tensor, Tensor]:

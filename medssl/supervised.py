@@ -1,0 +1,34 @@
+"""An encoder that learned from labels, for others to go on from: init "supervised:DATASET".
+
+    init -> fine-tuned on all labels of DATASET -> the encoder without its head
+
+As the chest X-ray studies pretrain. It is an encoder of the store like any other, made once and
+shared by all that start from it; labels come in here and in `evals/`, never in `methods/`.
+"""
+
+import time
+from pathlib import Path
+
+import torch
+
+from medssl import datasets
+from medssl.datasets import Images
+from medssl.evals import finetune
+from medssl.features import Judged
+from medssl.pretrain import Pretrained, initial
+from medssl.spec import EncoderSpec
+
+
+def train(spec: EncoderSpec, root: Path | None, device: torch.device) -> Pretrained:
+    """The encoder of a spec whose method is "supervised"; `root` is the folder of image files."""
+    result, started = initial(spec), time.perf_counter()
+
+    def images(dataset: str, split: str) -> Images:
+        return datasets.load(dataset, split, spec.image_size, root)
+
+    task = images(spec.dataset, "train").task
+    subject = Judged(lambda: result.encoder, None, spec.dataset, task, images=images, device=device)
+    model, best_update = finetune.fit(subject, finetune.Config(**dict(spec.recipe)))
+    result.encoder, result.seconds = model[0], time.perf_counter() - started
+    result.notes.append(f"supervised on {spec.dataset}: update {best_update} was best")
+    return result
