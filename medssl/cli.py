@@ -3,7 +3,7 @@
 import contextlib
 import os
 import shlex
-import subprocess
+import shutil
 import sys
 import threading
 from enum import StrEnum
@@ -85,7 +85,10 @@ def table(
     format: Annotated[Format, typer.Option(help="csv and parquet hold every row and metric.")] = (
         Format.terminal
     ),
-    out: Annotated[Path | None, typer.Option(help="File to write; else to the terminal.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write, which csv and parquet need; else to the terminal."),
+    ] = None,
 ) -> None:
     """The sweep's results as a table, or as a file to go on with."""
     with _sentences():
@@ -141,9 +144,9 @@ def ui(
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address]
         command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         typer.echo(f"MLflow on {store}: http://127.0.0.1:{port} (Ctrl-C to stop)")
+        sys.stdout.flush()
         quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        with contextlib.suppress(KeyboardInterrupt):
-            raise typer.Exit(subprocess.call(command, env={**os.environ, **quiet}))
+        os.execve(command[0], command, {**os.environ, **quiet})  # whoever ends us ends the server
 
 
 @data_app.command("list")
@@ -221,6 +224,11 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
     if weights := os.environ.get("MEDSSL_WEIGHTS"):
         os.environ["MEDSSL_WEIGHTS"] = str(Path(weights).expanduser().resolve())
     asked = planning.load(sweep_file)
+    try:
+        kept.write("probe", b"")
+        kept.delete("probe")
+    except OSError as no:
+        raise ValueError(f"nothing can be written to the store {kept.root} ({no.strerror})") from no
     for name in results.set_aside_broken(asked.cells(), kept):
         console.print(f"{_plain(name)} cannot be read: it was set aside, and is measured anew")
     plan = planning.make(asked, kept, data)
@@ -285,7 +293,9 @@ def _farewell(console, end, lost: dict[str, str], kept, store: Path, trouble: st
                 highlight=False,
             )
     console.print(f"\nstore   {_plain(str(kept.root))}", soft_wrap=True, highlight=False)
-    console.print(_plain(f"curves  medssl ui --store {shlex.quote(str(store))}"), soft_wrap=True)
+    ours = "medssl" if shutil.which("medssl") else str(Path(sys.executable).with_name("medssl"))
+    command = f"{shlex.quote(ours)} ui --store {shlex.quote(str(store))}"
+    console.print(_plain(f"curves  {command}"), soft_wrap=True, highlight=False)
     if trouble:
         console.print(
             f"[yellow]MLflow is behind[/yellow] ({_plain(trouble)}): it is brought up to date when "
@@ -333,6 +343,8 @@ def _table(cells: list, kept, metric: str, format: Format, out: Path | None) -> 
     if not found.num_rows:
         typer.echo("no results yet")
         return
+    if left := results.missing(cells, kept):
+        typer.echo(f"{len(left)} of {len(cells)} cells have no result yet", err=True)
     rows = found.to_pylist()
     known = sorted({row["metric"] for row in rows})
     if metric not in known:
@@ -340,7 +352,7 @@ def _table(cells: list, kept, metric: str, format: Format, out: Path | None) -> 
     found = tables.summaries(rows, metric)
     if format is Format.terminal and out is None:
         for one in found:
-            _console().print(_grid(one))
+            _console(wide=True).print(_grid(one))
         for caption in dict.fromkeys(one.caption for one in found):
             _console().print(caption, style="dim", highlight=False)
         for note in tables.notes(rows):
@@ -361,7 +373,10 @@ def _grid(table):
     shown = Table(title=table.title, box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     shown.title_style, shown.title_justify = "bold", "left"
     for name in table.header:
-        shown.add_column(name, justify="right" if name.endswith("%") else "left", no_wrap=True)
+        number = name.endswith("%")  # which is never cut: names fold before it
+        shown.add_column(
+            name, justify="right" if number else "left", no_wrap=number, overflow="fold"
+        )
     for row in table.rows:
         shown.add_row(*row)
     return shown
@@ -385,6 +400,8 @@ def _show_plan(plan, kept, brief: bool = False) -> None:
             values.pop(NONE if axis == "views" else None, None)
             console.print(f"  {axis:9} {', '.join(values)}", highlight=False, soft_wrap=True)
     for why, count in plan.sweep.dropped().items():
+        if not count:
+            continue
         console.print(f"  dropped {count} cells: {_plain(why)}", soft_wrap=True)
     for problem in plan.problems:
         console.print(f"  [red]wrong[/red] {_plain(problem)}", soft_wrap=True, highlight=False)
@@ -393,11 +410,11 @@ def _show_plan(plan, kept, brief: bool = False) -> None:
             console.print(f"  [yellow]absent[/yellow] {_plain(sentence)}", soft_wrap=True)
 
 
-def _console():
+def _console(wide: bool = False):
+    """On a terminal as wide as that; elsewhere 120 columns, or as wide as a table needs."""
     from rich.console import Console
 
-    on_screen = sys.stdout.isatty()
-    return Console(width=None if on_screen else 120)  # a log or a file has no edge to fold at
+    return Console(width=None if sys.stdout.isatty() else 1000 if wide else 120)
 
 
 def _plain(text: str) -> str:
@@ -411,6 +428,6 @@ def _sentences():
     """What a user did wrong is a sentence and exit code 2, not a traceback."""
     try:
         yield
-    except ValueError as problem:
+    except (ValueError, OSError) as problem:
         typer.echo(f"medssl: {problem}", err=True)
         raise typer.Exit(2) from None

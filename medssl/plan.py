@@ -8,9 +8,10 @@ import hashlib
 import importlib.util
 import subprocess
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import medssl
@@ -44,20 +45,39 @@ def load(path: Path) -> Sweep:
     spec = importlib.util.spec_from_file_location(f"medssl_sweep_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickles look their module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as wrong:  # whatever a user's file may do
+        raise ValueError(_where(path, wrong)) from None
     if not callable(getattr(module, "sweep", None)):
         raise ValueError(f"{path} has no function sweep() -> Sweep")
-    found = module.sweep()
+    try:
+        found = module.sweep()
+    except Exception as wrong:
+        raise ValueError(_where(path, wrong)) from None
     if not isinstance(found, Sweep):
         raise ValueError(f"sweep() of {path} returned a {type(found).__name__}, not a Sweep")
     return found
+
+
+def _where(path: Path, wrong: Exception) -> str:
+    """The line of a sweep file that raised, and what."""
+    lines = [f.lineno for f in traceback.extract_tb(wrong.__traceback__) if f.filename == str(path)]
+    line = wrong.lineno if isinstance(wrong, SyntaxError) else lines[-1] if lines else 1
+    what = wrong.msg if isinstance(wrong, SyntaxError) else wrong
+    axes = ", ".join(f.name for f in fields(Sweep))
+    hint = (
+        f" (axes: {axes})" if "unexpected keyword" in str(wrong) and "Sweep" in str(wrong) else ""
+    )
+    return f"{path}, line {line}: {type(wrong).__name__}: {what}{hint}"
 
 
 def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
     """Reads names in the store and looks for files; opens neither images nor weights."""
     cells = sweep.cells()
     if not cells:
-        raise ValueError(f"sweep {sweep.name!r} has no cells: an axis is empty, or all are dropped")
+        why = "; ".join(sweep.dropped()) or "an axis is empty"
+        raise ValueError(f"sweep {sweep.name!r} has no cells: {why}")
     missing = results.missing(cells, store)
     specs = {cell.encoder.id: cell.encoder for cell in cells}.values()
     presets = registry.keys("views", "PRESETS")
@@ -67,7 +87,7 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
     for name, size in needed_data(cells):
         problems.update(datasets.wrong(name, size))
     for views in sorted({s.views for s in specs if s.method != NONE} - set(presets)):
-        problems[f"no views {views!r}: choose from {', '.join(presets)}"] += 1
+        problems[f"no views {views!r}: choose from own, {', '.join(presets)}"] += 1
     for axis, known in (
         ("optimizer", registry.keys("optimizers", "OPTIMIZERS")),
         ("sampling", ["proportional", "balanced"]),

@@ -24,7 +24,10 @@ def known(kind: str, name: str) -> str:
     """The file part of `name`; ValueError with the known names where there is no such file."""
     file = name.split("/")[0]
     if file not in names(kind):
-        raise ValueError(f"no {file!r} among {kind}: choose from {', '.join(names(kind))}")
+        whole = [f"{kind} are named FAMILY/NAME, as medmnist/{file}"] * (kind == "datasets")
+        raise ValueError(
+            f"no {file!r} among {kind}: choose from {', '.join([*names(kind), *whole])}"
+        )
     return file
 
 

@@ -26,7 +26,7 @@ INF = float("inf")
 NONE = "none"  # the method of zero epochs: the init itself, judged like any encoder
 SAME = "same"  # the target that is the encoder's own dataset
 SUPERVISED = "supervised"  # an encoder that learned from labels, as the init of others
-OWN = "own"  # the view preset that the method's paper has
+OWN = "own"  # the view preset that is the method's default
 UNUSED = {  # of an encoder that no method pretrains
     **{"views": NONE, "epochs": 0, "batch_size": 0, "learning_rate": 0, "weight_decay": 0},
     **{"warmup_epochs": 0, "optimizer": NONE, "sampling": NONE, "early_stop": "never"},

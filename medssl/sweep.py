@@ -31,6 +31,7 @@ DEFAULTS = {  # each undoes something of Ray's that would hurt a sweep
 }
 
 
+STARTS = 3  # attempts at a Ray of our own: it gives itself 30 s, too few on a busy machine
 OBJECT_STORE = 200_000_000  # bytes; only specs travel through it, so Ray's 30% of memory is waste
 
 
@@ -68,6 +69,7 @@ def run(
     todo: dict[str, list[Cell]] = {}
     for cell in cells:
         todo.setdefault(cell.encoder.id, []).append(cell)
+    say("starting Ray")
     _connect()
     has = ray.cluster_resources()
     gpu = resources.gpu if resources.gpu is not None else float(has.get("GPU", 0) > 0)
@@ -139,14 +141,26 @@ def _connect() -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         return
     loopback = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
-    ray.init(
-        address="local",  # not whatever cluster `ray start` has left on this machine
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **loopback,
-    )
+    for _ in range(STARTS):
+        try:
+            ray.init(
+                address="local",  # not whatever cluster `ray start` has left on this machine
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **loopback,
+            )
+            break
+        except Exception as failed:  # Ray raises no narrower one
+            ray.shutdown()
+            if "timed out during startup" not in str(failed):
+                raise
+    else:
+        raise ValueError(
+            f"Ray did not start in {STARTS} attempts of 30 seconds: this machine is busy, run the "
+            f"same again later"
+        )
     token = Path.home() / ".ray" / "auth_token"  # Ray leaves it readable to everyone
     if token.exists():
         token.chmod(0o600)

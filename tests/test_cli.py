@@ -156,10 +156,65 @@ def test_brackets_in_a_path_are_printed(sweep, store, tmp_path):
     assert f"--store '{odd}'" in out
 
 
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("def sweep(:", "line 1: SyntaxError"),
+        ("import nothing_of_the_kind", "line 1: ModuleNotFoundError"),
+        ("x = 1\ndef sweep(): return Sweep()", "line 2: NameError: name 'Sweep' is not defined"),
+        (
+            "from medssl import Sweep\ndef sweep():\n    return Sweep(name='a', learning_rates=1)",
+            "line 3: TypeError: Sweep.__init__() got an unexpected keyword argument "
+            "'learning_rates' (axes: name, method",
+        ),
+    ],
+)
+def test_a_sweep_that_cannot_be_read_is_a_sentence_with_its_line(tmp_path, text, sentence):
+    path = tmp_path / "s.py"
+    path.write_text(text)
+    code, out = medssl("plan", str(path))
+    assert code == 2
+    assert sentence in " ".join(out.split())
+    assert "Traceback" not in out
+
+
+def test_a_store_that_cannot_be_written_to_is_told_before_anything_starts(sweep, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    for verb in ("run", "plan", "status", "table"):
+        code, out = medssl(verb, sweep, "--store", str(file))
+        assert code == 2
+        assert "Not a directory" in out or f"written to the store {file}" in out
+        assert "Ray" not in out
+
+
+def test_a_half_done_table_says_so(sweep, store):
+    kept, cells = Store(store), plan.load(plan.Path(sweep)).cells()
+    kept.delete(f"rows/{cells[0].id}.parquet")
+    assert "1 of 3 cells have no result yet" in medssl("table", sweep, "--store", store)[1]
+
+
+def test_numbers_of_a_wide_table_are_never_cut(tmp_path):
+    from io import StringIO
+
+    from rich.console import Console
+
+    from medssl.cli import _grid
+    from medssl.report.tables import Summary
+
+    names = ["medmnist/organamnist+organcmnist"] * 4
+    wide = Summary("t", [*"abcd", "1%", "100%"], [[*names, "0.891 ± 0.012", "0.991 ± 0.002"]], "")
+    for width in (1000, 80):
+        screen = Console(file=StringIO(), width=width)
+        screen.print(_grid(wide))
+        assert "0.891 ± 0.012" in screen.file.getvalue()
+        assert "0.991 ± 0.002" in screen.file.getvalue()
+
+
 def test_ui_takes_a_database_of_its_own(monkeypatch, tmp_path):
     called = []
+    monkeypatch.setattr("os.execve", lambda path, command, env: called.append(command))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
-    monkeypatch.setattr("subprocess.call", lambda command, **_: called.append(command) or 0)
     assert medssl("ui", "--store", str(tmp_path))[0] == 0
     assert f"sqlite:///{tmp_path}/other.db" in called[0]
 

@@ -269,6 +269,28 @@ def test_as_many_trials_run_as_fit(has, cpu, gpu, slots):
     assert engine._slots(has, cpu, gpu) == slots
 
 
+@pytest.mark.parametrize("failures", [2, 3])
+def test_ray_is_started_again_where_the_machine_was_too_busy(monkeypatch, failures):
+    import ray
+
+    attempts = []
+
+    def init(**_):
+        attempts.append(1)
+        if len(attempts) <= failures:
+            raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    if failures == 3:
+        with pytest.raises(ValueError, match="Ray did not start in 3 attempts"):
+            engine._connect()
+    else:
+        engine._connect()
+    assert len(attempts) == 3
+
+
 @pytest.mark.parametrize(("has", "gpu"), [({"CPU": 4.0}, 1), ({"CPU": 0.0}, 0)])
 def test_a_trial_that_fits_nowhere_is_refused(has, gpu):
     with pytest.raises(ValueError, match="lower cpu and gpu in the sweep's Resources"):
