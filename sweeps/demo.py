@@ -2,9 +2,9 @@
 
     make demo            or   medssl run sweeps/demo.py   or   python sweeps/demo.py
 
-Cost: a minute or two on 2 idle cores, no GPU, no network, no data. Success: every cell has a number,
-and the linear probe of `simclr` stands above `none`, the same ResNet with random weights (0.75 and
-0.69 AUROC with all labels).
+Cost: a minute or two on 2 idle cores, no GPU, no network, no data. Success: every cell has a
+number, and the linear probe of `simclr` stands above `none`, the same ResNet with random weights
+(0.75 and 0.69 AUROC with all labels).
 """
 
 from medssl import Resources, Sweep, cli
