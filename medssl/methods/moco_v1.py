@@ -24,7 +24,7 @@ from medssl.methods._solo import moco_loss
 
 @dataclass(frozen=True)
 class Config:
-    version: int = 1  # raise it when a fix makes old results wrong; they are then run again
+    version: int = 1  # raise it when a fix makes old results wrong, and that of moco_v2 with it
     temperature: float = 0.07  # divides cosine similarity; lower looks harder at near negatives
     momentum: float = 0.999  # teacher's memory, the same throughout
     queue: int = 65536  # M, at most the training images; more negatives, older ones
