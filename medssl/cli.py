@@ -105,7 +105,11 @@ def methods(name: Annotated[str, typer.Argument(help="One, with its settings.")]
         from rich.table import Table
 
         from medssl import registry
+        from medssl.spec import NONE
 
+        if name == NONE:
+            typer.echo("none: the init itself, judged like any encoder. It has no settings.")
+            return
         if name:
             about = registry.about("methods", name)
             typer.echo(about.told + "\n")

@@ -96,6 +96,10 @@ def pretrain(
     )
 
     batch = min(spec.batch_size, len(images))
+    if batch < spec.batch_size:
+        result.notes.append(f"batch_size {spec.batch_size} cut to the {batch} training images")
+    if 2 * spec.warmup_epochs > spec.epochs:
+        result.notes.append(f"warmup_epochs {spec.warmup_epochs:g} cut to half of {spec.epochs}")
     per_epoch = len(images) // batch  # the incomplete last batch is left out, as the paper does
     total = per_epoch * spec.epochs
     step, seen, order_N = 0, Epoch.empty(device), None

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from medssl import ranges
+
 ROOT = Path(__file__).parent
 
 
@@ -24,10 +26,8 @@ def known(kind: str, name: str) -> str:
     """The file part of `name`; ValueError with the known names where there is no such file."""
     file = name.split("/")[0]
     if file not in names(kind):
-        whole = [f"{kind} are named FAMILY/NAME, as medmnist/{file}"] * (kind == "datasets")
-        raise ValueError(
-            f"no {file!r} among {kind}: choose from {', '.join([*names(kind), *whole])}"
-        )
+        hint = f"; they are named FAMILY/NAME: medmnist/{file}?" if kind == "datasets" else ""
+        raise ValueError(f"no {file!r} among {kind}: choose from {', '.join(names(kind))}{hint}")
     return file
 
 
@@ -41,12 +41,13 @@ def config(kind: str, name: str) -> type:
     """The `Config` of a method or evaluation, read from its file without running the file.
 
     Ids need every default, and a plan should not wait for torch: only the class itself is executed,
-    so its fields may use nothing but the standard types. A test compares it with the imported one.
+    so its fields may use nothing but the standard types and those of ranges.py. A test compares it
+    with the imported one.
     """
     path = ROOT / kind / f"{known(kind, name)}.py"
     body = ast.parse(path.read_text()).body
     found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == "Config"]
-    scope = {"__name__": __name__, "dataclass": dataclass, "field": field}
+    scope = {"__name__": __name__, "dataclass": dataclass, "field": field, **vars(ranges)}
     exec(compile(ast.Module(found, []), str(path), "exec"), scope)
     return scope["Config"]
 

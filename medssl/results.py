@@ -17,12 +17,22 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from medssl.ranges import split
 from medssl.spec import Cell, EncoderSpec
 from medssl.store import Store
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-_SPEC = [(f.name, _TYPES.get(f.type, pa.string())) for f in fields(EncoderSpec)]
-_CELL = [(f.name, _TYPES.get(f.type, pa.string())) for f in fields(Cell) if f.name != "encoder"]
+
+
+def _columns(spec: type) -> list[tuple[str, pa.DataType]]:
+    return [
+        (f.name, _TYPES.get(split(f.type)[0], pa.string()))
+        for f in fields(spec)
+        if f.name != "encoder"
+    ]
+
+
+_SPEC, _CELL = _columns(EncoderSpec), _columns(Cell)
 
 ROW = pa.schema(
     [

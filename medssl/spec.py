@@ -17,6 +17,7 @@ from itertools import product
 from numbers import Number
 
 from medssl import registry
+from medssl.ranges import Weight, Whole, split
 
 Scalar = float | int | str | bool
 Settings = tuple[tuple[str, Scalar], ...]  # a resolved Config, as sorted pairs
@@ -51,8 +52,9 @@ def settings(kind: str, named: Named) -> Settings:
     return tuple(sorted((k, _one(types[k], f"{name} {k}", v)) for k, v in values.items()))
 
 
-def _one(kind: type, name: str, value: object) -> Scalar:
+def _one(declared: type, name: str, value: object) -> Scalar:
     """`value` as its declared type: 1, 1.0 and numpy's 1 are one number, and must be one id."""
+    kind, ranges = split(declared)
     if hasattr(value, "dtype") and kind is float:
         value = float(str(value))  # numpy's float32 0.1 is meant as 0.1
     try:
@@ -62,6 +64,9 @@ def _one(kind: type, name: str, value: object) -> Scalar:
     same = found is value if kind is str else found == value
     if not same or (isinstance(value, bool) and kind is not bool) or found in (INF, -INF):
         raise ValueError(f"{name}={value!r}: it must be of type {kind.__name__}")
+    for allowed in ranges:
+        if not allowed.holds(found):
+            raise ValueError(f"{name}={value!r}: it must be {allowed.says}")
     return found
 
 
@@ -70,7 +75,7 @@ class _Content:
 
     def __post_init__(self):
         for f in fields(self):
-            if f.type in (int, float, str):
+            if split(f.type)[0] in (int, float, str):
                 object.__setattr__(self, f.name, _one(f.type, f.name, getattr(self, f.name)))
 
     @cached_property
@@ -93,14 +98,14 @@ class EncoderSpec(_Content):
     views: str = "asymmetric"  # augmentation preset, see views.py
     sampling: str = "proportional"  # of a union's members; "balanced": the same share of each
     image_size: int = 64  # pixels, square: 28, 64, 128 or 224
-    epochs: int = 400  # passes over the training split
+    epochs: Whole = 400  # passes over the training split
     batch_size: int = 256  # images, before views; a smaller set is one batch
     optimizer: str = "adamw"  # or "sgd", "lars", see optimizers.py
     learning_rate: float = 3e-4  # at the end of the warm-up
-    weight_decay: float = 0.05  # on weights alone: not on norms, biases, tokens and positions
-    warmup_epochs: float = 10  # learning rate from 1/10 to full, then a half cosine to 0
+    weight_decay: Weight = 0.05  # on weights alone: not on norms, biases, tokens and positions
+    warmup_epochs: Weight = 10  # learning rate from 1/10 to full, then a half cosine to 0
     early_stop: str = "never"  # or "collapse": when two looks in a row find features on a line
-    seed: int = 0  # of the init, the order of images and the views
+    seed: Whole = 0  # of the init, the order of images and the views
     recipe: Settings = ()  # the method's whole Config: editing a default renames the encoder
     version: int = 2  # of loop, view presets and backbones; raise it when a fix outdates encoders
 
@@ -152,13 +157,11 @@ class Cell(_Content):
     eval: str
     target: str  # the dataset it is judged on; the encoder's own, or another
     label_fraction: float = 1.0  # of the target's training split, stratified and nested, in (0, 1]
-    subset_seed: int = 0  # draws which images those are; of no effect at 1.0
+    subset_seed: Whole = 0  # draws which images those are; of no effect at 1.0
     settings: Settings = ()  # the evaluation's whole Config
 
     def __post_init__(self):
         super().__post_init__()
-        if self.subset_seed < 0:
-            raise ValueError(f"subset_seed={self.subset_seed}: it must be 0 or more")
         if not 0 < self.label_fraction <= 1:
             raise ValueError(
                 f"label_fraction={self.label_fraction}: a share of the labels in (0, 1], 0.01 is 1%"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from medssl.spec import Cell, EncoderSpec
 from medssl.store import Store
 
-SILENT_S = 600  # a trial that has published nothing for so long is taken for lost
+SILENT_S = 300  # a trial that has published nothing for so long is taken for lost
 
 
 @dataclass

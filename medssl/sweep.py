@@ -25,6 +25,7 @@ DEFAULTS = {  # each undoes something of Ray's that would hurt a sweep
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would start through uv
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoardX would import torch in the driver
     "TUNE_GLOBAL_CHECKPOINT_S": "600",  # Tune's state is scratch here: write it rarely
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait for the trials, which keep what they have
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default, without its warning
@@ -79,6 +80,7 @@ def run(
         f"{resources.cpu} and {gpu:g}; at most {slots} at a time"
     )
     job = Job(store.root, data, os.environ.get("MEDSSL_WEIGHTS"), code, resources, gpu)
+    scratch = store.root / "tune" / f"{time.time_ns()}"
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, job=job, todo=todo), {"cpu": resources.cpu, "gpu": gpu}
@@ -91,20 +93,26 @@ def run(
             trial_dirname_creator=_name,
         ),
         run_config=tune.RunConfig(
-            name=f"{time.time_ns()}",
-            storage_path=str(store.root / "tune"),
+            name=scratch.name,
+            storage_path=str(scratch.parent),
             failure_config=tune.FailureConfig(max_failures=resources.retries),
             verbose=0,
         ),
     )
-    found = tuner.fit()
+    try:
+        found = tuner.fit()
+    except KeyboardInterrupt:
+        say("stopping; what is finished is kept")
+        ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+        return {}
     # where a reused worker died early, r.config is the trial's before it: the folder says which
     lost = {Path(r.path).name: _why(r.error) for r in found if r.error is not None}
     for trial in found:
         id, ended_well = Path(trial.path).name, (trial.metrics or {}).get("failed") == 0
         if trial.error is None and ended_well and results.missing(todo[id], store):
             lost[id] = f"it finished, but its results are not here: do all nodes see {store.root}?"
-    shutil.rmtree(found.experiment_path, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)
     return lost
 
 

@@ -175,7 +175,8 @@ class Mirror:
         from mlflow.entities import Param, RunTag
 
         values = asdict(trial.spec)
-        values |= dict(values.pop("recipe"))
+        recipe = dict(values.pop("recipe"))
+        values |= {(f"method_{k}" if k in values else k): v for k, v in recipe.items()}
         params = [Param(k, str(v)) for k, v in values.items()]
         host = RunTag("medssl.host", str(trial.said.get("host", "")))
         self._client.log_batch(run_id, params=params, tags=[host])

@@ -7,6 +7,7 @@ interval, and one that is run again does only what is missing. What it is doing 
 `progress/ENCODER.json`, the one thing that the live display, `medssl status` and MLflow read.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import io
@@ -14,9 +15,10 @@ import json
 import os
 import platform
 import socket
+import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +48,8 @@ from medssl.store import Store
 
 PASSING = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "medmnist", "ray")
-PUBLISH_S = 2  # seconds between two writes of the progress file
+PUBLISH_S = 2  # seconds between two writes of the progress file, at least
+BEAT_S = 60  # at most
 
 
 def can_pass(error: Exception) -> bool:
@@ -73,8 +76,9 @@ def run(cells: Sequence[Cell], store: Store, here: Here) -> None:
     spec = cells[0].encoder
     progress = Progress(store, spec, len(cells))
     try:
-        made = encoder_of(spec, store, here, progress)
-        failed = evaluate(cells, made, store, here, progress)
+        with progress.alive():
+            made = encoder_of(spec, store, here, progress)
+            failed = evaluate(cells, made, store, here, progress)
         if failed:
             raise CellsFailed("; ".join(failed))
     except Exception as error:
@@ -95,6 +99,8 @@ class Progress:
     started: float = field(default_factory=time.time)  # seconds since 1970
     _at: float = 0.0
     _log: str = ""
+    _state: str = "pretraining"
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self):
         old = self.store.read(f"logs/{self.spec.id}.log") or b""
@@ -103,6 +109,24 @@ class Progress:
 
     def say(self, line: str) -> None:
         self._log += f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n"
+
+    @contextlib.contextmanager
+    def alive(self) -> Iterator[None]:
+        """Publishes in long epochs and evaluations too, or they would be taken for lost."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            while not stop.wait(BEAT_S):
+                with contextlib.suppress(OSError):  # the trial itself will meet it
+                    self.publish(self._state)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def epoch(self, curve: list[dict[str, float]]) -> None:
         self.curve = curve
@@ -115,8 +139,12 @@ class Progress:
 
     def publish(self, state: str, reason: str = "", every_s: float = 0) -> None:
         """pretraining | evaluating | finished | failed; at most once in `every_s` seconds."""
-        if time.monotonic() - self._at < every_s:
-            return
+        with self._one_at_a_time:
+            self._state = state
+            if time.monotonic() - self._at >= every_s:
+                self._publish(state, reason)
+
+    def _publish(self, state: str, reason: str) -> None:
         self._at = time.monotonic()
         content = {
             "encoder": self.spec.id,
@@ -173,10 +201,6 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
     progress.publish("pretraining")
 
-    def save(state: bytes) -> None:
-        store.write(checkpoint, state)
-        progress.publish("pretraining")  # a sign of life within long epochs
-
     try:
         trained = (
             supervised.train(spec, here.data, here.device)
@@ -188,7 +212,7 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
                 report=progress.epoch,
                 checkpoint=Checkpoint(
                     load=lambda: _intact(store, checkpoint, _loadable, progress),
-                    save=save,
+                    save=lambda state: store.write(checkpoint, state),
                     every_s=here.checkpoint_s,
                 ),
                 start=_start(spec, store, here, progress),

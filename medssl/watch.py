@@ -8,31 +8,32 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import fields
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from medssl.spec import NONE, EncoderSpec
 from medssl.status import Status, Trial
 
 SHOWN = 12  # running and failed trials listed; more would scroll off
+HIDDEN = ("recipe", "version")  # of an encoder: what two trials may differ in without a column
 
 
 def render(status: Status) -> Group:
     """A line of counts, the trials that run, and those that failed with their first line."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("encoder", "method", "dataset", "backbone", "seed", "now", "loss", "views/s"):
+    axes = varying(status)
+    for column in ("encoder", *axes, "now", "loss", "views/s"):
         table.add_column(column, overflow="fold")
     running = status.of("pretraining", "evaluating")
     for trial in running[:SHOWN]:
         last = trial.curve[-1] if trial.curve else {}
         table.add_row(
             trial.spec.id,
-            trial.spec.method,
-            trial.spec.dataset,
-            trial.spec.backbone,
-            str(trial.spec.seed),
+            *(str(getattr(trial.spec, axis)) for axis in axes),
             _now(trial),
             f"{last['loss']:.3f}" if last else "",
             f"{last['views_per_s']:,.0f}" if last else "",
@@ -43,6 +44,13 @@ def render(status: Status) -> Group:
     ]
     parts = [Text(line(status), style="bold")]
     return Group(*parts, *([table] if running else []), *failed)
+
+
+def varying(status: Status) -> list[str]:
+    """The method, and the axes on which the sweep's pretrained encoders differ."""
+    specs = [t.spec for t in status.trials if t.spec.method != NONE]
+    axes = (f.name for f in fields(EncoderSpec) if f.name not in HIDDEN)
+    return [a for a in axes if a == "method" or len({getattr(s, a) for s in specs}) > 1]
 
 
 def line(status: Status) -> str:

@@ -26,12 +26,12 @@ def sweep() -> Sweep:
         backbone=["resnet/18-7x7", "vit/tiny-7"],
         views=["own", "grey"],
         image_size=28,  # pixels
-        epochs=10,
+        epochs=5,
         warmup_epochs=1,
         batch_size=64,
         learning_rate=1e-3,
         seed=range(3),
-        eval=["linear_probe", ("finetune", {"learning_rate": 1e-3, "epochs": 20})],
+        eval=["linear_probe", ("finetune", {"learning_rate": 1e-3, "epochs": 10})],
         label_fraction=[0.01, 0.1, 1.0],
         drop={
             "the ViT is there for MAE": lambda cell: (

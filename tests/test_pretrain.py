@@ -275,6 +275,14 @@ def test_a_queue_is_cut_to_the_training_images_and_says_so():
     assert cut.notes == ["queue 65536 cut to the 40 training images"]
 
 
+def test_what_was_asked_and_cannot_be_is_said():
+    asked = spec(epochs=2, batch_size=64, warmup_epochs=1.5)
+    assert pretrain(asked, images(), CPU).notes == [
+        "batch_size 64 cut to the 40 training images",
+        "warmup_epochs 1.5 cut to half of 2",
+    ]
+
+
 @pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 1e-3), ("sgd", 0.05), ("lars", 0.3)])
 def test_every_optimizer_trains_resumes_and_leaves_norms_undecayed(optimizer, rate):
     given = spec(optimizer=optimizer, learning_rate=rate, epochs=2)

@@ -41,6 +41,13 @@ def shown(found) -> str:
     return console.file.getvalue()
 
 
+def test_the_axes_that_vary_are_the_columns(tmp_path):
+    found = status.read(CELLS, Store(tmp_path))
+    assert watch.varying(found) == ["method", "dataset", "seed"]
+    with_none = Sweep(**vars(SWEEP) | {"method": ["none", "simclr"], "dataset": "phantom/cells"})
+    assert watch.varying(status.read(with_none.cells(), Store(tmp_path))) == ["method", "seed"]
+
+
 def test_states_are_told_apart(tmp_path):
     store = Store(tmp_path)
     assert status.read(CELLS, store).states == {"waiting": 4}

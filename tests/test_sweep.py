@@ -232,7 +232,9 @@ def test_ctrl_c_ends_it_and_the_next_run_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     code, out = ended(process)
     assert code == 130, out
+    assert "stopping; what is finished is kept" in out
     assert "It was stopped; run the same again to go on." in out
+    assert not list((runs.store.root / "tune").iterdir())
     assert "failed" not in out
     assert "Traceback" not in out
     assert runs.store.names("checkpoints", ".pt")

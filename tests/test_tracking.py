@@ -67,6 +67,8 @@ def test_a_curve_goes_on_where_it_was_also_in_another_process(store, server):
     assert run.info.status == "RUNNING"
     assert run.data.params["learning_rate"] == "0.0003"
     assert run.data.params["temperature"] == "0.2"
+    assert run.data.params["version"] == str(CELLS[0].encoder.version)
+    assert run.data.params["method_version"] == str(dict(CELLS[0].encoder.recipe)["version"])
     assert run.data.tags["medssl.code"] == "0.1.0+abc"
 
 

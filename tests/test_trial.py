@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -121,6 +122,26 @@ def test_progress_and_log_tell_what_happened(tmp_path):
     ] == ([True, True])
     log = store.read(f"logs/{cells[0].encoder.id}.log").decode()
     assert "epoch 2: loss=" in log
+
+
+def test_a_long_evaluation_is_not_taken_for_lost(tmp_path, monkeypatch):
+    store, cells = Store(tmp_path), sweep(method="none", eval="knn", label_fraction=1.0).cells()
+    name = f"progress/{cells[0].encoder.id}.json"
+    monkeypatch.setattr(trial, "BEAT_S", 0.01)
+
+    def long(subject, config):
+        began = json.loads(store.read(name))["updated"]
+        while json.loads(store.read(name))["updated"] == began:
+            time.sleep(0.01)  # for ever, where there is no sign of life
+        assert json.loads(store.read(name))["state"] == "evaluating"
+        yield "auroc", 1.0
+
+    monkeypatch.setattr(knn, "evaluate", long)
+    trial.run(cells, store, HERE)
+    said = store.read(name)
+    time.sleep(0.05)
+    assert store.read(name) == said  # and it ends with the trial
+    assert json.loads(said)["state"] == "finished"
 
 
 def test_a_resumed_trial_tells_the_whole_curve(tmp_path, monkeypatch):

@@ -90,6 +90,8 @@ def parts(name: str) -> tuple[str, list[str]]:
     variant = name.partition("/")[2]
     if not variant or not all(variant.split("+")):
         raise ValueError(f"{name!r} names no dataset: write {family}/NAME, or {family}/A+B")
+    if "/" in variant:
+        raise ValueError(f"{name!r}: a union has one family, named once: {family}/A+B")
     return family, variant.split("+")
 
 

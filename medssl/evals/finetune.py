@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from medssl.device import autocast
 from medssl.evals import Subject, judged
+from medssl.ranges import Count, Positive, Share, Weight, Whole
 from medssl.views import PLAIN, look
 
 LOOKS = 20
@@ -28,19 +29,15 @@ LOOKS = 20
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    epochs: int = 50  # passes over the labelled images
-    updates: int = 300  # at least; what a handful of labels needs to be learned at all
-    batch_size: int = 64  # images
-    learning_rate: float = 3e-4  # AdamW's, of encoder and head; random weights like 1e-3
-    weight_decay: float = 0.05
-    frozen: float = 0.0  # share of the updates in which the head learns alone: first the line
-    smallest_crop: float = 0.5  # of the image's area; 1 leaves images whole
-    flip: float = 0.5  # share mirrored left to right; 0 where the side of the body is the label
-    seed: int = 0  # of the head, the order of images and the crops
-
-    def __post_init__(self):
-        if min(self.epochs, self.updates, self.batch_size) < 1 or self.learning_rate <= 0:
-            raise ValueError(f"{self}: epochs, updates, batch_size and learning_rate are above 0")
+    epochs: Count = 50  # passes over the labelled images
+    updates: Count = 300  # at least; what a handful of labels needs to be learned at all
+    batch_size: Count = 64  # images
+    learning_rate: Positive = 3e-4  # AdamW's, of encoder and head; random weights like 1e-3
+    weight_decay: Weight = 0.05
+    frozen: Share = 0.0  # share of the updates in which the head learns alone: first the line
+    smallest_crop: Share = 0.5  # of the image's area; 1 leaves images whole
+    flip: Share = 0.5  # share mirrored left to right; 0 where the side of the body is the label
+    seed: Whole = 0  # of the head, the order of images and the crops
 
 
 def evaluate(subject: Subject, config: Config) -> Iterator:

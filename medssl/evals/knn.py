@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medssl.evals import Features, Subject, judge
+from medssl.ranges import Count, Positive
 
 CHUNK = 4096  # B; sets memory, never the answer
 
@@ -22,12 +23,8 @@ CHUNK = 4096  # B; sets memory, never the answer
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    neighbours: int = 20  # J; a smaller bank votes whole
-    temperature: float = 0.07  # lower trusts the nearest more
-
-    def __post_init__(self):
-        if self.neighbours < 1 or self.temperature <= 0:
-            raise ValueError(f"{self}: at least 1 neighbour, and a temperature above 0")
+    neighbours: Count = 20  # J; a smaller bank votes whole
+    temperature: Positive = 0.07  # lower trusts the nearest more
 
 
 def evaluate(subject: Subject, config: Config) -> Iterator:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medssl.evals import Subject, judge
+from medssl.ranges import Count
 
 # N images, D features, K classes
 
@@ -26,13 +27,9 @@ class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
     strongest: float = 1.0  # log10 of the first penalty on ||W||^2 / 2, beside the mean loss
     weakest: float = -6.0  # log10 of the last
-    steps: int = 15  # penalties on the path, evenly spaced in log10
-    patience: int = 4  # the path ends when validation has not improved for so many
-    iterations: int = 300  # of L-BFGS per penalty, at most; a few dozen are usual
-
-    def __post_init__(self):
-        if min(self.steps, self.patience, self.iterations) < 1:
-            raise ValueError(f"{self}: steps, patience and iterations are 1 or more")
+    steps: Count = 15  # penalties on the path, evenly spaced in log10
+    patience: Count = 4  # the path ends when validation has not improved for so many
+    iterations: Count = 300  # of L-BFGS per penalty, at most; a few dozen are usual
 
 
 def evaluate(subject: Subject, config: Config) -> Iterator:

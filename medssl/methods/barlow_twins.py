@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medssl.methods import SSLMethod, Step
 from medssl.methods._parts import bn_mlp, in_float32, spread
+from medssl.ranges import Count, Positive, Weight
 
 # B images, P projection
 
@@ -22,10 +23,10 @@ from medssl.methods._parts import bn_mlp, in_float32, spread
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    redundancy: float = 0.0051  # weight of what different features share; higher spreads them more
-    scale: float = 0.1  # of the whole loss
-    hidden_dim: int = 2048  # width of the head
-    out_dim: int = 2048  # P
+    redundancy: Weight = 0.0051  # weight of what different features share; higher spreads them more
+    scale: Positive = 0.1  # of the whole loss
+    hidden_dim: Count = 2048  # width of the head
+    out_dim: Count = 2048  # P
 
 
 class Method(SSLMethod):

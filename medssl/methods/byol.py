@@ -16,6 +16,7 @@ from medssl.methods import SSLMethod, Step
 from medssl.methods._ema import Teacher
 from medssl.methods._parts import bn_mlp, spread
 from medssl.methods._solo import byol_loss
+from medssl.ranges import Count, Share
 
 # B images, P projection
 
@@ -23,10 +24,10 @@ from medssl.methods._solo import byol_loss
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    momentum: float = 0.99  # teacher's memory at the start; 1 at the end
-    hidden_dim: int = 4096  # width of the head
-    predictor_dim: int = 8192  # width of the predictor
-    out_dim: int = 256  # P
+    momentum: Share = 0.99  # teacher's memory at the start; 1 at the end
+    hidden_dim: Count = 4096  # width of the head
+    predictor_dim: Count = 8192  # width of the predictor
+    out_dim: Count = 256  # P
 
 
 class Method(SSLMethod):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from medssl.methods import SSLMethod, Step
 from medssl.methods._ema import Teacher
 from medssl.methods._parts import cosine, gated, is_vit, spread, swapped
+from medssl.ranges import Count, Positive, Share, Whole
 
 # B images, V views of which 2 are whole crops, K prototypes, P bottleneck
 
@@ -26,17 +27,17 @@ from medssl.methods._parts import cosine, gated, is_vit, spread, swapped
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    student_temperature: float = 0.1  # higher than the teacher's, or there is nothing to sharpen
-    teacher_temperature: float = 0.07  # at the end of its warm-up; ViT: from the start
-    first_temperature: float = 0.04  # at the start of the warm-up: sharper is safer
-    warmup: float = 0.125  # share of the training in which the temperature rises; ViT: none
-    frozen: float = 0.0025  # share of the training in which the prototypes rest
-    momentum: float = 0.9995  # teacher's memory at the start; 1 at the end
-    centre_momentum: float = 0.9  # memory of the centre, in steps
-    local_crops: int = 0  # small crops that only the student sees; each costs a small forward pass
-    hidden_dim: int = 2048  # width of the head
-    bottleneck_dim: int = 256  # P
-    prototypes: int = 0  # K; 0: 4,096, and 65,536 on a ViT, as the reference has it
+    student_temperature: Positive = 0.1  # higher than the teacher's, or there is nothing to sharpen
+    teacher_temperature: Positive = 0.07  # at the end of its warm-up; ViT: from the start
+    first_temperature: Positive = 0.04  # at the start of the warm-up: sharper is safer
+    warmup: Share = 0.125  # share of the training in which the temperature rises; ViT: none
+    frozen: Share = 0.0025  # share of the training in which the prototypes rest
+    momentum: Share = 0.9995  # teacher's memory at the start; 1 at the end
+    centre_momentum: Share = 0.9  # memory of the centre, in steps
+    local_crops: Whole = 0  # small crops for the student alone; each costs a small forward pass
+    hidden_dim: Count = 2048  # width of the head
+    bottleneck_dim: Count = 256  # P
+    prototypes: Whole = 0  # K; 0: 4,096, and 65,536 on a ViT, as the reference has it
 
 
 class Method(SSLMethod):

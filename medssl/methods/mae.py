@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from medssl.methods import SSLMethod, Step
 from medssl.methods._parts import in_float32, spread
+from medssl.ranges import Count, Share
 
 # B images, L patches of E pixels x channels, of which J are kept, D encoder features, Q decoder
 
@@ -26,10 +27,10 @@ from medssl.methods._parts import in_float32, spread
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    masked: float = 0.75  # share of the patches that is hidden; less makes it too easy
-    decoder_dim: int = 512  # Q
-    decoder_depth: int = 8  # blocks; a deep decoder frees the encoder from thinking of pixels
-    decoder_heads: int = 16  # of attention in each block
+    masked: Share = 0.75  # share of the patches that is hidden; less makes it too easy
+    decoder_dim: Count = 512  # Q
+    decoder_depth: Count = 8  # blocks; a deep decoder frees the encoder from thinking of pixels
+    decoder_heads: Count = 16  # of attention in each block
 
 
 class Method(SSLMethod):
@@ -44,7 +45,7 @@ class Method(SSLMethod):
         q = config.decoder_dim
         self.patch = encoder.patch_embed.patch_size[0]  # pixels
         count = encoder.patch_embed.num_patches
-        self.kept = max(1, round(count * (1 - config.masked)))
+        self.kept = max(1, min(round(count * (1 - config.masked)), count - 1))
         self.narrow = nn.Linear(encoder.dim, q)
         self.gap_Q = nn.Parameter(0.02 * torch.randn(q))
         self.place_LQ = nn.Parameter(0.02 * torch.randn(1 + count, q))

@@ -18,6 +18,7 @@ from medssl.methods._ema import Teacher
 from medssl.methods._parts import spread, unit
 from medssl.methods._queue import Queue
 from medssl.methods._solo import moco_loss
+from medssl.ranges import Count, Positive, Share
 
 # B images, M keys in the queue, P projection
 
@@ -25,10 +26,10 @@ from medssl.methods._solo import moco_loss
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong, and that of moco_v2 with it
-    temperature: float = 0.07  # divides cosine similarity; lower looks harder at near negatives
-    momentum: float = 0.999  # teacher's memory, the same throughout
-    queue: int = 65536  # M, at most the training images; more negatives, older ones
-    out_dim: int = 128  # P
+    temperature: Positive = 0.07  # divides cosine similarity; lower looks harder at near negatives
+    momentum: Share = 0.999  # teacher's memory, the same throughout
+    queue: Count = 65536  # M, at most the training images; more negatives, older ones
+    out_dim: Count = 128  # P
 
 
 class Method(SSLMethod):

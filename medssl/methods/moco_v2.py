@@ -10,16 +10,17 @@ from torch import nn
 
 from medssl.methods import moco_v1
 from medssl.methods._parts import mlp
+from medssl.ranges import Count, Positive, Share
 
 
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    temperature: float = 0.2  # divides cosine similarity; lower looks harder at near negatives
-    momentum: float = 0.999  # teacher's memory, the same throughout
-    queue: int = 65536  # M, at most the training images; more negatives, older ones
-    hidden_dim: int = 2048  # width of the head
-    out_dim: int = 128  # P
+    temperature: Positive = 0.2  # divides cosine similarity; lower looks harder at near negatives
+    momentum: Share = 0.999  # teacher's memory, the same throughout
+    queue: Count = 65536  # M, at most the training images; more negatives, older ones
+    hidden_dim: Count = 2048  # width of the head
+    out_dim: Count = 128  # P
 
 
 class Method(moco_v1.Method):

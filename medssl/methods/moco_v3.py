@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from medssl.methods import SSLMethod, Step
 from medssl.methods._ema import Teacher
 from medssl.methods._parts import bn_mlp, in_float32, is_vit, spread
+from medssl.ranges import Count, Positive, Share
 
 # B images, P projection
 
@@ -25,10 +26,10 @@ from medssl.methods._parts import bn_mlp, in_float32, is_vit, spread
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    temperature: float = 0.2  # divides cosine similarity; lower looks harder at near negatives
-    momentum: float = 0.99  # teacher's memory at the start; 1 at the end
-    hidden_dim: int = 4096  # width of head and predictor
-    out_dim: int = 256  # P
+    temperature: Positive = 0.2  # divides cosine similarity; lower looks harder at near negatives
+    momentum: Share = 0.99  # teacher's memory at the start; 1 at the end
+    hidden_dim: Count = 4096  # width of head and predictor
+    out_dim: Count = 256  # P
 
 
 class Method(SSLMethod):

@@ -18,6 +18,7 @@ from medssl.methods import SSLMethod, Step
 from medssl.methods._parts import bn_mlp, cosine, spread
 from medssl.methods._queue import Queue
 from medssl.methods._solo import nnclr_loss
+from medssl.ranges import Count, Positive
 
 # B images, M projections in the queue, P projection
 
@@ -25,11 +26,11 @@ from medssl.methods._solo import nnclr_loss
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    temperature: float = 0.2  # divides cosine similarity; lower looks harder at near negatives
-    queue: int = 65536  # M, at most the training images; more candidates, older ones
-    hidden_dim: int = 2048  # width of the head
-    predictor_dim: int = 4096  # width of the predictor
-    out_dim: int = 256  # P
+    temperature: Positive = 0.2  # divides cosine similarity; lower looks harder at near negatives
+    queue: Count = 65536  # M, at most the training images; more candidates, older ones
+    hidden_dim: Count = 2048  # width of the head
+    predictor_dim: Count = 4096  # width of the predictor
+    out_dim: Count = 256  # P
 
 
 class Method(SSLMethod):

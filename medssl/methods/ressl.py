@@ -18,6 +18,7 @@ from medssl.methods._ema import Teacher
 from medssl.methods._parts import mlp, spread, unit
 from medssl.methods._queue import Queue
 from medssl.methods._solo import ressl_loss
+from medssl.ranges import Count, Positive, Share
 
 # B images, M keys in the queue, P projection
 
@@ -25,12 +26,12 @@ from medssl.methods._solo import ressl_loss
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    student_temperature: float = 0.1  # softer than the teacher's, or there is nothing to sharpen
-    teacher_temperature: float = 0.04  # lower trusts only the nearest of the queue
-    momentum: float = 0.99  # teacher's memory at the start; 1 at the end
-    queue: int = 65536  # M, at most the training images; what relations are measured to
-    hidden_dim: int = 4096  # width of the head
-    out_dim: int = 256  # P
+    student_temperature: Positive = 0.1  # softer than the teacher's, or there is nothing to sharpen
+    teacher_temperature: Positive = 0.04  # lower trusts only the nearest of the queue
+    momentum: Share = 0.99  # teacher's memory at the start; 1 at the end
+    queue: Count = 65536  # M, at most the training images; what relations are measured to
+    hidden_dim: Count = 4096  # width of the head
+    out_dim: Count = 256  # P
 
 
 class Method(SSLMethod):

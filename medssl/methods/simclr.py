@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from medssl.methods import SSLMethod, Step
 from medssl.methods._parts import in_float32, mlp, spread
+from medssl.ranges import Count, Positive
 
 # B images, N = 2B rows, D encoder features, P projection
 
@@ -23,9 +24,9 @@ from medssl.methods._parts import in_float32, mlp, spread
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    temperature: float = 0.2  # divides cosine similarity; lower looks harder at near negatives
-    hidden_dim: int = 4096  # width of the head
-    out_dim: int = 512  # P
+    temperature: Positive = 0.2  # divides cosine similarity; lower looks harder at near negatives
+    hidden_dim: Count = 4096  # width of the head
+    out_dim: Count = 512  # P
 
 
 class Method(SSLMethod):

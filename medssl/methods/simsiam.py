@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medssl.methods import SSLMethod, Step
 from medssl.methods._parts import bn_mlp, spread
 from medssl.methods._solo import simsiam_loss
+from medssl.ranges import Count
 
 # B images, P projection
 
@@ -22,9 +23,9 @@ from medssl.methods._solo import simsiam_loss
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    hidden_dim: int = 2048  # width of the head
-    predictor_dim: int = 512  # width of the predictor; a wide one predicts too well to teach
-    out_dim: int = 2048  # P
+    hidden_dim: Count = 2048  # width of the head
+    predictor_dim: Count = 512  # width of the predictor; a wide one predicts too well to teach
+    out_dim: Count = 2048  # P
 
 
 class Method(SSLMethod):

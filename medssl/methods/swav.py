@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from medssl.methods import SSLMethod, Step
 from medssl.methods._parts import bn_mlp, cosine, gated, spread, swapped
 from medssl.methods._queue import Queue
+from medssl.ranges import Count, Positive, Share, Whole
 
 # B images, V views (2 of them whole crops), K prototypes, M of the queue, N = B + M, P projection
 
@@ -26,16 +27,16 @@ from medssl.methods._queue import Queue
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    temperature: float = 0.1  # divides cosine similarity in the prediction
-    epsilon: float = 0.05  # softness of the assignments; lower is nearer to one prototype each
-    iterations: int = 3  # of Sinkhorn; more balances the clusters better
-    prototypes: int = 3000  # K, about ten times the classes one expects, or more
-    queue: int = 3840  # M for each of the two crops, at most the training images
-    queue_from: float = 0.0375  # share of the training after which the queue counts
-    frozen: float = 0.0025  # share of the training in which the prototypes rest
-    local_crops: int = 6  # small crops; each costs a small forward pass
-    hidden_dim: int = 2048  # width of the head
-    out_dim: int = 128  # P
+    temperature: Positive = 0.1  # divides cosine similarity in the prediction
+    epsilon: Positive = 0.05  # softness of the assignments; lower is nearer to one prototype each
+    iterations: Count = 3  # of Sinkhorn; more balances the clusters better
+    prototypes: Count = 3000  # K, about ten times the classes one expects, or more
+    queue: Count = 3840  # M for each of the two crops, at most the training images
+    queue_from: Share = 0.0375  # share of the training after which the queue counts
+    frozen: Share = 0.0025  # share of the training in which the prototypes rest
+    local_crops: Whole = 6  # small crops; each costs a small forward pass
+    hidden_dim: Count = 2048  # width of the head
+    out_dim: Count = 128  # P
 
 
 class Method(SSLMethod):

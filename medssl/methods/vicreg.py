@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medssl.methods import SSLMethod, Step
 from medssl.methods._parts import bn_mlp, in_float32, spread
+from medssl.ranges import Count, Weight
 
 # B images, P projection
 
@@ -22,11 +23,11 @@ from medssl.methods._parts import bn_mlp, in_float32, spread
 @dataclass(frozen=True)
 class Config:
     version: int = 1  # raise it when a fix makes old results wrong; they are then run again
-    invariance: float = 25.0  # weight of the distance between views
-    variance: float = 25.0  # weight of keeping each feature's deviation at 1; too low collapses
-    covariance: float = 1.0  # weight of telling features apart
-    hidden_dim: int = 2048  # width of the head
-    out_dim: int = 2048  # P
+    invariance: Weight = 25.0  # weight of the distance between views
+    variance: Weight = 25.0  # weight of keeping each feature's deviation at 1; too low collapses
+    covariance: Weight = 1.0  # weight of telling features apart
+    hidden_dim: Count = 2048  # width of the head
+    out_dim: Count = 2048  # P
 
 
 class Method(SSLMethod):

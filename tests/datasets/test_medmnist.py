@@ -189,6 +189,8 @@ def test_a_download_is_whole_and_right_or_not_there(listed, tmp_path, monkeypatc
         ("medmnist/breastmnist", 32, "has no 32 px: choose from 28, 64, 128, 224"),
         ("medmnist", 28, "names no dataset: write medmnist/NAME"),
         ("medmnist/a+", 28, "names no dataset"),
+        ("medmnist/pathmnist+phantom/cells", 28, "a union has one family, named once: medmnist/A"),
+        ("pathmnist", 28, "choose from medmnist, phantom; they are named FAMILY/NAME: medmnist/pa"),
         ("mnist/x", 28, "no 'mnist' among datasets: choose from medmnist"),
     ],
 )

@@ -1,0 +1,24 @@
+"""What a setting may be, said where it is declared: `momentum: Share = 0.99`.
+
+A plan refuses what is outside, in the range's own words, before anything is made.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+
+class Range(NamedTuple):
+    holds: Callable[[float], bool]
+    says: str  # "it must be ..."
+
+
+Count = Annotated[int, Range(lambda value: value > 0, "1 or more")]
+Whole = Annotated[int, Range(lambda value: value >= 0, "0 or more")]
+Positive = Annotated[float, Range(lambda value: value > 0, "above 0")]
+Weight = Annotated[float, Range(lambda value: value >= 0, "0 or more")]
+Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "from 0 to 1")]
+
+
+def split(kind: type) -> tuple[type, tuple[Range, ...]]:
+    """The plain type of a declaration, and its ranges."""
+    return getattr(kind, "__origin__", kind), getattr(kind, "__metadata__", ())
