@@ -6,6 +6,7 @@ The same normalisation as in pretraining, each image by its own set's training s
 reference code's differ between the two, which costs accuracy for no reason.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable
 
@@ -19,14 +20,21 @@ from medssl.evals import Features
 
 # N images, B at a time, C channels, D features, K classes
 
-VERSION = 1  # of `extract`; raise it when a fix outdates features that are in stores
-
 Load = Callable[[str, str], Features]  # (dataset, split) -> features of the whole split
 
 
 @torch.no_grad()
-def extract(encoder: nn.Module, images: Images, device: torch.device, chunk: int = 512) -> Tensor:
-    """Features (N, D) float32 on the host; `chunk` images at a time sets memory, not the answer."""
+def extract(
+    encoder: nn.Module,
+    images: Images,
+    device: torch.device,
+    chunk: int = 512,
+    exact: bool = False,
+) -> Tensor:
+    """Features (N, D) float32 on the host; `chunk` images at a time sets memory, not the answer.
+
+    `exact` computes in float32 where the device is faster in bfloat16.
+    """
     was_training = encoder.training
     encoder.to(device, memory_format=torch.channels_last).eval()
     rows = []
@@ -40,7 +48,7 @@ def extract(encoder: nn.Module, images: Images, device: torch.device, chunk: int
         )
         x_BCHW = ((x_BCHW - mean_BC11) / std_BC11).expand(-1, 3, -1, -1)
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        with autocast(device):
+        with contextlib.nullcontext() if exact else autocast(device):
             rows.append(encoder(x_BCHW).float().cpu())
     encoder.train(was_training)
     return torch.cat(rows)
@@ -59,10 +67,13 @@ class Judged:
         subset_seed: int = 0,
         images: Callable[[str, str], Images] | None = None,
         device: torch.device | None = None,
+        seed: int = 0,
     ):
-        self.task, self.target = task, target
+        self.task, self.target, self.seed = task, target, seed
+        self.live = False  # whether the encoder itself was asked for, and not its features alone
         self._encoder, self._load, self._images, self._device = encoder, load, images, device
-        self._fraction, self._seed = label_fraction, subset_seed
+        self._fraction, self._subset = label_fraction, subset_seed
+        self._read: dict[str, Images] = {}  # splits, read once for as long as this cell lasts
 
     def features(self, split: str, dataset: str | None = None) -> Features:
         whole = self._load(dataset or self.target, "train" if split == "unlabeled" else split)
@@ -70,16 +81,19 @@ class Judged:
             return Features(whole.x_ND, torch.full_like(whole.t_NK, torch.nan))
         if split != "train" or self._fraction == 1:
             return whole
-        keep = torch.from_numpy(subset(whole.t_NK.numpy(), self._fraction, self._seed))
+        keep = torch.from_numpy(subset(whole.t_NK.numpy(), self._fraction, self._subset))
         return Features(whole.x_ND[keep], whole.t_NK[keep])
 
     def images(self, split: str) -> Images:
-        whole = self._images(self.target, split)
-        if split != "train" or self._fraction == 1:
-            return whole
-        return whole.part(subset(whole.t_NK, self._fraction, self._seed))
+        if split not in self._read:
+            whole = self._images(self.target, split)
+            if split == "train" and self._fraction < 1:
+                whole = whole.part(subset(whole.t_NK, self._fraction, self._subset))
+            self._read[split] = whole
+        return self._read[split]
 
     def encoder(self) -> nn.Module:
+        self.live = True
         return copy.deepcopy(self._encoder()).to(self._device)
 
     def outputs(self, model: nn.Module, split: str) -> Tensor:

@@ -1,12 +1,15 @@
-"""Is it learning, or collapsing? A look now and then, for about a percent of the time.
+"""Is it learning, or collapsing? A look now and then, for a few percent of a short run's time.
 
     a slice of the training images, uncropped -> features -> nearest neighbours, spread, RankMe
 
 Neighbours are asked of images held out of the bank, and both are training images: nothing here sees
 validation or test. Their labels are read for the curve alone; they reach no gradient, and the rule
 that may end a run early asks only what needs no label. RankMe is the number of directions that the
-features use (Garrido et al. 2023, https://arxiv.org/abs/2210.02885).
+features use (Garrido et al. 2023, https://arxiv.org/abs/2210.02885), here centred, as the paper's
+are not, and never more than there are images in the slice.
 """
+
+import math
 
 import numpy as np
 import torch
@@ -18,9 +21,7 @@ from medssl.evals.knn import Config, vote
 from medssl.features import extract
 from medssl.metrics import classification
 
-LOOKS = (
-    20  # over a whole run, the last epoch among them; a run of fewer epochs is looked at in each
-)
+LOOKS = 20  # over a whole run, at most, the last epoch among them; a short run has one an epoch
 SLICE = 768  # images, a third of them held out
 COLLAPSED = 1.5  # directions; below it features lie on a line
 POINT = 1e-3  # deviation of unit features; below it they are one point
@@ -30,14 +31,15 @@ POINT = 1e-3  # deviation of unit features; below it they are one point
 
 def due(epoch: int, epochs: int) -> bool:
     """Whether to look after `epoch` (from 1) of `epochs`."""
-    return epoch == epochs or epoch % max(1, epochs // LOOKS) == 0
+    return epoch == epochs or epoch % math.ceil(epochs / LOOKS) == 0
 
 
 def look(encoder: nn.Module, images: Images, device: torch.device) -> dict[str, float]:
-    """knn_auroc, feature_spread (0: one point) and rankme (1 to D) of a slice, always the same."""
+    """knn_auroc, feature_spread (0: one point) and rankme (from 1) of a slice, always the same."""
     picked = np.random.default_rng(0).permutation(len(images))[:SLICE]
     part = images.part(picked)
-    x_ND, t_NK = extract(encoder, part, device), torch.from_numpy(part.t_NK)
+    # float32: the rounding of bfloat16 has directions of its own, and hides a collapse
+    x_ND, t_NK = extract(encoder, part, device, exact=True), torch.from_numpy(part.t_NK)
     bank = Features(x_ND[: 2 * len(x_ND) // 3], t_NK[: 2 * len(x_ND) // 3])
     held, target = x_ND[len(bank.x_ND) :], t_NK[len(bank.x_ND) :]
     scores = dict(classification(vote(bank, held, Config()).numpy(), target.numpy(), images.task))

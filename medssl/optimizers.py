@@ -23,6 +23,8 @@ def sgd(groups: list[dict]) -> torch.optim.Optimizer:
 def lars(groups: list[dict]) -> torch.optim.Optimizer:
     from timm.optim import Lars
 
+    for group in groups:  # Lars's own rule is to adapt what decays: at no decay, nothing
+        group["always_adapt"] = not group["bare"]
     return Lars(groups, lr=0.0, momentum=MOMENTUM)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from medssl import backbones, monitor, optimizers, registry, views, weights
 from medssl.datasets import Images
 from medssl.device import autocast
+from medssl.methods import SSLMethod
 from medssl.spec import NONE, EncoderSpec
 
 # B images in a batch, C channels, H rows, W columns, D members of a union
@@ -83,9 +84,10 @@ def pretrain(
     if spec.method == NONE:
         return result
     module, recipe = registry.load("methods", spec.method), dict(spec.recipe)
-    if recipe.get("queue", 0) > len(images):  # older keys would be of the very same images
-        result.notes.append(f"queue {recipe['queue']} cut to the {len(images)} training images")
-        recipe["queue"] = len(images)
+    half = max(1, len(images) // 2)  # of all, and half of the batch would meet its own older keys
+    if recipe.get("queue", 0) > half:
+        result.notes.append(f"queue {recipe['queue']} cut to half of the {len(images)} images")
+        recipe["queue"] = half
     method = module.Method(result.encoder, module.Config(**recipe))
     method.to(device, memory_format=torch.channels_last).train()
     optimizer = optimizers.build(spec.optimizer, groups(method, spec.weight_decay))
@@ -138,7 +140,7 @@ def pretrain(
         optimizer.found_inf = (~loss.detach().isfinite()).float()  # 1: the update is skipped
         rate = learning_rate(spec, step, per_epoch)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = spec.learning_rate if group["steady"] else rate
         optimizer.step()
         method.after_update((step + 1) / total)
         seen.add(loss.detach(), logs, optimizer.found_inf)
@@ -149,7 +151,8 @@ def pretrain(
             each = sum(x.shape[1] == 3 for x in x_views)  # the dice of a mask are no view
             values = seen.read(per_epoch, epoch, per_epoch * batch * each) | {"lr": rate}
             result.seconds += values["seconds"]
-            if monitor.due(epoch + 1, spec.epochs):
+            if monitor.due(epoch + 1, spec.epochs):  # as it is after the last
+                must_be_finite(method.encoder)
                 values |= monitor.look(method.encoder, images, device)
             result.curve.append(values)
             report(result.curve)
@@ -162,11 +165,15 @@ def pretrain(
             )
             saved_at = time.monotonic()
 
-    if not all(p.isfinite().all() for p in method.encoder.parameters()):
-        raise NotFinite("the last update left weights that are not finite: lower learning_rate")
     made = sum(epoch["views_per_s"] * epoch["seconds"] for epoch in result.curve)
     result.views_per_s = made / result.seconds
     return result
+
+
+def must_be_finite(encoder: nn.Module) -> None:
+    """NotFinite where an update of finite loss and infinite gradient has spoiled a weight."""
+    if not all(p.isfinite().all() for p in encoder.parameters()):
+        raise NotFinite("an update left weights that are not finite: lower learning_rate")
 
 
 @dataclass
@@ -199,11 +206,10 @@ class Epoch:
                 f"warmup_epochs"
             )
         seconds = self.work_s + time.perf_counter() - waited
-        return values | {
-            "seconds": seconds,
-            "views_per_s": views_made / seconds,
-            "data_wait": self.data_s / seconds,
-        }
+        values |= {"seconds": seconds, "views_per_s": views_made / seconds}
+        if self.bad.device.type == "cpu":  # elsewhere this is the time of asking, not of making
+            values["data_wait"] = self.data_s / seconds
+        return values
 
 
 def learning_rate(spec: EncoderSpec, step: int, per_epoch: int) -> float:
@@ -215,16 +221,17 @@ def learning_rate(spec: EncoderSpec, step: int, per_epoch: int) -> float:
     return spec.learning_rate * (1 + math.cos(math.pi * (step - warm) / (total - warm))) / 2
 
 
-def groups(method: nn.Module, weight_decay: float) -> list[dict]:
-    """Two parameter groups: weights decay; norms, biases, tokens and positions do not."""
-    decayed, free = [], []
+def groups(method: SSLMethod, weight_decay: float) -> list[dict]:
+    """Parameter groups: weights decay; norms, biases, tokens and positions ("bare") do not. Parts
+    that the method calls steady are groups of their own."""
+    found: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, p in method.named_parameters():
         if p.requires_grad:
-            own = name.rpartition(".")[2]
-            (free if p.ndim <= 1 or own in UNDECAYED else decayed).append(p)
+            bare = p.ndim <= 1 or name.rpartition(".")[2] in UNDECAYED
+            found.setdefault((name.partition(".")[0] in method.steady, bare), []).append(p)
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
+        {"params": p, "weight_decay": 0.0 if bare else weight_decay, "steady": steady, "bare": bare}
+        for (steady, bare), p in sorted(found.items())
     ]
 
 

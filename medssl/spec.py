@@ -159,6 +159,7 @@ class Cell(_Content):
     label_fraction: float = 1.0  # of the target's training split, stratified and nested, in (0, 1]
     subset_seed: Whole = 0  # draws which images those are; of no effect at 1.0
     settings: Settings = ()  # the evaluation's whole Config
+    eval_version: int = 1  # of features and metrics; raise it when a fix outdates rows
 
     def __post_init__(self):
         super().__post_init__()

@@ -294,6 +294,7 @@ def evaluate(
                 cell.subset_seed,
                 images=lambda dataset, split: datasets.load(dataset, split, size, here.data),
                 device=here.device,
+                seed=cell.encoder.seed,
             )
             found = dict(module.evaluate(subject, module.Config(**dict(cell.settings))))
             arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray)}
@@ -306,7 +307,8 @@ def evaluate(
                 "eval_s": time.perf_counter() - began,
                 "finished_at": datetime.now(UTC),
             }
-            results.save(store, cell, metrics, arrays, made.about | source.where | seen)
+            where = device.describe(here.device) if subject.live else source.where
+            results.save(store, cell, metrics, arrays, made.about | where | seen)
             progress.cells_done += 1
         except torch.AcceleratorError:
             raise
@@ -345,7 +347,7 @@ def _features_once(
         if (dataset, split) in held:
             return held[dataset, split]
         one = datasets.load(dataset, split, spec.image_size, here.data)
-        name = f"{one.md5[:12]}-{split}-{made.digest}-v{features.VERSION}"
+        name = f"{one.md5[:12]}-{split}-{made.digest}-v{Cell.eval_version}"
         name = f"features/{spec.id}/{name}.safetensors"
 
         def read(content: bytes) -> tuple[Tensor, dict]:

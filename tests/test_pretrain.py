@@ -33,7 +33,7 @@ def images(n=40, channels=1, domains=1) -> Images:
 
 
 def spec(method="simclr", **changes) -> EncoderSpec:
-    narrow = {"hidden_dim": 16, "out_dim": 8, "predictor_dim": 16, "prototypes": 8, "queue": 24}
+    narrow = {"hidden_dim": 16, "out_dim": 8, "predictor_dim": 16, "prototypes": 8, "queue": 20}
     narrow |= {"bottleneck_dim": 8, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
     known = {f.name for f in dataclasses.fields(registry.config("methods", method))}
     narrow = {k: v for k, v in narrow.items() if k in known}
@@ -216,6 +216,67 @@ def test_grey_and_colour_and_unions_are_trained_on():
         assert len(pretrain(spec(epochs=1), data, CPU).curve) == 1
 
 
+def test_each_image_is_normalised_by_its_own_set(monkeypatch):
+    union = dataclasses.replace(
+        images(domains=2), mean_DC=np.float32([[0.5], [9.0]]), std_DC=np.float32([[0.25], [1.0]])
+    )
+    seen = []
+    make = room.views.make
+
+    def listen(arrangement, x_BCHW, mean_BC, std_BC, *rest):
+        seen.append((x_BCHW, mean_BC, std_BC))
+        return make(arrangement, x_BCHW, mean_BC, std_BC, *rest)
+
+    monkeypatch.setattr(room.views, "make", listen)
+    pretrain(spec(epochs=1), union, CPU)
+    for x_BCHW, mean_BC, std_BC in seen:
+        for x_CHW, mean_C, std_C in zip(x_BCHW, mean_BC, std_BC, strict=True):
+            same_N = (union.x_NHWC[..., 0] == x_CHW[0].numpy()).all((1, 2))
+            place = np.flatnonzero(same_N)[0]
+            assert (mean_C.item(), std_C.item()) == ((0.5, 0.25), (9.0, 1.0))[place % 2]
+
+
+def test_weights_that_are_not_finite_after_a_finite_loss_are_a_diverged_run(monkeypatch):
+    class Spoil(torch.autograd.Function):
+        @staticmethod
+        def forward(_, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(_, grad):
+            return grad * math.inf
+
+    method = registry.load("methods", "simclr").Method
+    monkeypatch.setattr(
+        method, "step", lambda self, x: Step(Spoil.apply(self.encoder(x[0]).square().mean()), {})
+    )
+    with pytest.raises(NotFinite, match="weights that are not finite: lower learning_rate"):
+        pretrain(spec(epochs=1), images(n=16), CPU)
+
+
+def test_a_steady_part_keeps_its_rate(monkeypatch):
+    rates = []
+    build = room.optimizers.build
+
+    def listen(name, groups):
+        optimizer = build(name, groups)
+        step = optimizer.step
+
+        def told(*a):
+            rates.append({g["steady"]: g["lr"] for g in optimizer.param_groups})
+            return step(*a)
+
+        optimizer.step = told
+        return optimizer
+
+    monkeypatch.setattr(room.optimizers, "build", listen)
+    pretrain(spec("simsiam"), images(), CPU)
+    assert {rate[True] for rate in rates} == {1e-3}
+    assert len({rate[False] for rate in rates}) == len(rates)
+    predictor = registry.load("methods", "simsiam").Method
+    assert predictor.steady == ("predictor",)
+
+
 @pytest.mark.parametrize(
     ("arrangement", "each"), [("two_crops", 2), ("multi_crop/3", 5), ("masked", 1)]
 )
@@ -268,11 +329,11 @@ def test_balanced_and_proportional_are_one_where_there_is_one_set():
 
 
 def test_a_queue_is_cut_to_the_training_images_and_says_so():
-    small = pretrain(spec("moco_v2", epochs=1), images(), CPU)
+    small = pretrain(spec("moco_v2", epochs=2), images(), CPU)
     assert small.notes == []
     recipe = settings("methods", ("moco_v2", {"hidden_dim": 16, "out_dim": 8}))
-    cut = pretrain(spec("moco_v2", epochs=1, recipe=recipe), images(), CPU)
-    assert cut.notes == ["queue 65536 cut to the 40 training images"]
+    cut = pretrain(spec("moco_v2", epochs=2, recipe=recipe), images(), CPU)
+    assert cut.notes == ["queue 65536 cut to half of the 40 images"]
 
 
 def test_what_was_asked_and_cannot_be_is_said():
@@ -284,7 +345,7 @@ def test_what_was_asked_and_cannot_be_is_said():
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 1e-3), ("sgd", 0.05), ("lars", 0.3)])
-def test_every_optimizer_trains_resumes_and_leaves_norms_undecayed(optimizer, rate):
+def test_every_optimizer_trains_and_resumes(optimizer, rate):
     given = spec(optimizer=optimizer, learning_rate=rate, epochs=2)
     whole = pretrain(given, images(), CPU)
     assert not same(whole.encoder, room.initial(given).encoder)

@@ -292,6 +292,19 @@ def test_a_row_says_where_encoder_and_features_were_made(tmp_path, monkeypatch):
     assert {r["encoder_precision"] for r in rows} == {"bf16"}
 
 
+def test_a_row_of_fine_tuning_says_where_that_was(tmp_path, monkeypatch):
+    """Its features are not what it is made of: the encoder itself ran."""
+    quick = ("finetune", {"epochs": 1, "updates": 2})
+    cells = sweep(method="none", eval=["knn", quick], label_fraction=0.1).cells()
+    store, told = Store(tmp_path), {"device": "H200", "precision": "bf16", "threads": 4}
+    monkeypatch.setattr(trial.device, "describe", lambda device: told)
+    trial.run(cells[:1], store, HERE)
+    monkeypatch.setattr(trial.device, "describe", lambda device: {**told, "device": "laptop"})
+    trial.run(cells[1:], store, HERE)
+    rows = results.table(store, cells).to_pylist()
+    assert {r["eval"]: r["device"] for r in rows} == {"knn": "H200", "finetune": "laptop"}
+
+
 def once(monkeypatch, error):
     """The evaluation of the smaller share of labels raises `error`."""
     real = knn.evaluate
@@ -366,7 +379,7 @@ def test_features_belong_to_the_file_of_the_encoder_and_to_the_codes_version(
     store.delete(f"rows/{cells[1].id}.parquet")
     trial.run(cells[1:], store, HERE)
     assert counted["extract"] == 6
-    monkeypatch.setattr(trial.features, "VERSION", 99)
+    monkeypatch.setattr(trial.Cell, "eval_version", 99)
     store.delete(f"rows/{cells[1].id}.parquet")
     trial.run(cells[1:], store, HERE)
     assert counted["extract"] == 9
@@ -413,11 +426,11 @@ def test_a_row_says_if_features_collapsed_and_what_else_a_reader_should_know(tmp
     trial.run(cells, store, HERE)
     rows = results.table(store, cells).to_pylist()
     assert {r["collapsed"] for r in rows} == {True}
-    assert {r["notes"] for r in rows} == {"queue 65536 cut to the 1200 training images"}
+    assert {r["notes"] for r in rows} == {"queue 65536 cut to half of the 1200 images"}
     (table,) = tables.summaries(rows)
     assert table.rows[0][1] == "moco_v2 (collapsed: 1)"
     assert tables.notes(rows) == [
-        "moco_v2 on vit/tiny-14: queue 65536 cut to the 1200 training images (1 encoder)"
+        "moco_v2 on vit/tiny-14: queue 65536 cut to half of the 1200 images (1 encoder)"
     ]
 
 

@@ -25,6 +25,7 @@ class Features(NamedTuple):
 class Subject(Protocol):
     """A pretrained encoder and its data. Features are extracted once, for every evaluation."""
 
+    seed: int  # the encoder's, for what an evaluation draws: seeds are to differ in all of it
     task: str  # MedMNIST's: "multi-class", "binary-class", "multi-label, binary-class", ...
 
     def features(self, split: str, dataset: str | None = None) -> Features:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from medssl.evals import Features, Subject, judge
 from medssl.ranges import Count, Positive
 
-CHUNK = 4096  # B; sets memory, never the answer
+CHUNK = 512  # B; sets memory, never the answer
 
 # M bank images, N query images, B queries at a time, J neighbours, D features, K classes
 

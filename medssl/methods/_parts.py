@@ -1,6 +1,6 @@
 """Parts that several methods are built from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from itertools import pairwise
 
@@ -45,6 +45,13 @@ def in_float32(loss: Callable) -> Callable:
 
 def _half(value: object) -> bool:
     return isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+
+
+def together(module: nn.Module, views: Sequence[Tensor]) -> Tensor:
+    """What `module` makes of every view (V, B, D): of those of one size in one pass, as the codes
+    with multi-crop do, so that they share their batch statistics."""
+    groups = [g for g in (views[:2], views[2:]) if g]
+    return torch.cat([module(torch.cat(tuple(g))) for g in groups]).unflatten(0, (len(views), -1))
 
 
 @in_float32

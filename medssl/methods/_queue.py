@@ -16,7 +16,7 @@ class Queue(nn.Module):
     def __init__(self, size: int, dim: int):
         super().__init__()
         self.register_buffer("keys_MP", unit(torch.randn(size, dim)))
-        self.register_buffer("place", torch.zeros((), dtype=torch.long))  # of the oldest key
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))  # keys rotated in so far
 
     def hold(self, key_BP: Tensor) -> None:
         self.held_BP = unit(key_BP.detach())[-len(self.keys_MP) :]
@@ -24,6 +24,6 @@ class Queue(nn.Module):
     @torch.no_grad()
     def rotate(self) -> None:
         B, M = len(self.held_BP), len(self.keys_MP)
-        place_B = (self.place + torch.arange(B, device=self.place.device)) % M
+        place_B = (self.seen + torch.arange(B, device=self.seen.device)) % M
         self.keys_MP.index_copy_(0, place_B, self.held_BP)
-        self.place.add_(B).remainder_(M)
+        self.seen.add_(B)

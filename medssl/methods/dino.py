@@ -6,7 +6,8 @@
 No negatives and no predictor. Centring forbids one prototype from winning always, sharpening
 forbids all from being equal: each alone collapses, so look at both before changing one. Prototypes
 rest at first, or they run away from features that mean nothing yet.
-Schedules are shares of the training: the reference's 1 and 50 of 400 epochs.
+Schedules are shares of the training: the reference's 1 and 50 of 400 epochs. The teacher's memory
+is per update, and meant for many: after 1,000 the default has moved a fifth of the way.
 Caron et al. 2021, https://arxiv.org/abs/2104.14294
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from medssl.methods import SSLMethod, Step
 from medssl.methods._ema import Teacher
-from medssl.methods._parts import cosine, gated, is_vit, spread, swapped
+from medssl.methods._parts import cosine, gated, is_vit, spread, swapped, together
 from medssl.ranges import Count, Positive, Share, Whole
 
 # B images, V views of which 2 are whole crops, K prototypes, P bottleneck
@@ -26,7 +27,7 @@ from medssl.ranges import Count, Positive, Share, Whole
 
 @dataclass(frozen=True)
 class Config:
-    version: int = 1  # raise it when a fix makes old results wrong; they are then run again
+    version: int = 2  # raise it when a fix makes old results wrong; they are then run again
     student_temperature: Positive = 0.1  # higher than the teacher's, or there is nothing to sharpen
     teacher_temperature: Positive = 0.07  # at the end of its warm-up; ViT: from the start
     first_temperature: Positive = 0.04  # at the start of the warm-up: sharper is safer
@@ -56,8 +57,7 @@ class Method(SSLMethod):
         self.register_buffer("temperature", torch.tensor(self.sharpness(0.0)))
 
     def step(self, views: Sequence[Tensor]) -> Step:
-        student_VBK = torch.stack([self.student(x) for x in views])
-        teacher_2BK = torch.stack([self.teacher(x) for x in views[:2]])
+        student_VBK, teacher_2BK = together(self.student, views), together(self.teacher, views[:2])
         self.held_K = teacher_2BK.mean((0, 1))
         target_2BK = ((teacher_2BK - self.centre_K) / self.temperature).softmax(2)
         loss = swapped(target_2BK, student_VBK, self.config.student_temperature)
@@ -87,7 +87,7 @@ class Head(nn.Module):
             *(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()),
             nn.Linear(hidden, config.bottleneck_dim),
         )
-        self.prototypes_KP = nn.Parameter(torch.randn(count, config.bottleneck_dim))
+        self.prototypes_KP = nn.Linear(config.bottleneck_dim, count, bias=False).weight
         self.length_K = nn.Parameter(torch.ones(count), requires_grad=free)
         self.register_buffer("open", torch.zeros(()))  # 1 once the prototypes may move
 

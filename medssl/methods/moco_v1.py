@@ -25,10 +25,10 @@ from medssl.ranges import Count, Positive, Share
 
 @dataclass(frozen=True)
 class Config:
-    version: int = 1  # raise it when a fix makes old results wrong, and that of moco_v2 with it
+    version: int = 2  # raise it when a fix makes old results wrong, and that of moco_v2 with it
     temperature: Positive = 0.07  # divides cosine similarity; lower looks harder at near negatives
     momentum: Share = 0.999  # teacher's memory, the same throughout
-    queue: Count = 65536  # M, at most the training images; more negatives, older ones
+    queue: Count = 65536  # M, at most half the images; more negatives, older ones
     out_dim: Count = 128  # P
 
 
@@ -43,11 +43,9 @@ class Method(SSLMethod):
         self.queue = Queue(config.queue, config.out_dim)
 
     def step(self, views: Sequence[Tensor]) -> Step:
-        query_BP, key_BP = self.student(views[0]), self.teacher(views[1])
+        query_BP, key_BP = unit(self.student(views[0])), unit(self.teacher(views[1]))
         self.queue.hold(key_BP)
-        loss = moco_loss(
-            unit(query_BP), unit(key_BP), self.queue.keys_MP.T, self.config.temperature
-        )
+        loss = moco_loss(query_BP, key_BP, self.queue.keys_MP.T, self.config.temperature)
         return Step(loss, {"spread": spread(key_BP)})
 
     def after_update(self, progress: float) -> None:

@@ -3,7 +3,8 @@
     x -> two crops -> encoder -> head -> predictor  ~  the other view's head, gradient stopped
 
 No negatives, no queue, no second network: the cheapest of the family and the nearest to collapse;
-watch `spread`. The predictor is narrow in the middle, and the head's last norm has no scale.
+watch `spread`. The predictor is narrow in the middle and keeps its full learning rate, or it would
+lag behind the head; the head's last norm has no scale.
 Chen and He 2020, https://arxiv.org/abs/2011.10566; the loss is solo-learn's
 """
 
@@ -22,7 +23,7 @@ from medssl.ranges import Count
 
 @dataclass(frozen=True)
 class Config:
-    version: int = 1  # raise it when a fix makes old results wrong; they are then run again
+    version: int = 2  # raise it when a fix makes old results wrong; they are then run again
     hidden_dim: Count = 2048  # width of the head
     predictor_dim: Count = 512  # width of the predictor; a wide one predicts too well to teach
     out_dim: Count = 2048  # P
@@ -30,6 +31,7 @@ class Config:
 
 class Method(SSLMethod):
     preset = "moco_v2"
+    steady = ("predictor",)
 
     def __init__(self, encoder: nn.Module, config: Config):
         super().__init__(encoder, config)

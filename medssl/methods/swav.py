@@ -4,8 +4,8 @@
          two crops: scores -> Sinkhorn -> which prototype, each used equally often: the target
 
 Online clustering without negatives or a teacher. Balance is asked of a batch, so a batch smaller
-than K borrows the scores of a queue once features mean something. Schedules are shares of the
-training: the paper's code has 1 and 15 epochs of the 400 of its longer runs.
+than K borrows the scores of a queue, once it is full and features mean something. Schedules are
+shares of the training: the paper's code has 1 and 15 epochs of the 400 of its longer runs.
 Caron et al. 2020, https://arxiv.org/abs/2006.09882
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medssl.methods import SSLMethod, Step
-from medssl.methods._parts import bn_mlp, cosine, gated, spread, swapped
+from medssl.methods._parts import bn_mlp, cosine, gated, spread, swapped, together, unit
 from medssl.methods._queue import Queue
 from medssl.ranges import Count, Positive, Share, Whole
 
@@ -26,12 +26,12 @@ from medssl.ranges import Count, Positive, Share, Whole
 
 @dataclass(frozen=True)
 class Config:
-    version: int = 1  # raise it when a fix makes old results wrong; they are then run again
+    version: int = 2  # raise it when a fix makes old results wrong; they are then run again
     temperature: Positive = 0.1  # divides cosine similarity in the prediction
     epsilon: Positive = 0.05  # softness of the assignments; lower is nearer to one prototype each
     iterations: Count = 3  # of Sinkhorn; more balances the clusters better
     prototypes: Count = 3000  # K, about ten times the classes one expects, or more
-    queue: Count = 3840  # M for each of the two crops, at most the training images
+    queue: Count = 3840  # M for each of the two crops, at most half the images
     queue_from: Share = 0.0375  # share of the training after which the queue counts
     frozen: Share = 0.0025  # share of the training in which the prototypes rest
     local_crops: Whole = 6  # small crops; each costs a small forward pass
@@ -46,18 +46,20 @@ class Method(SSLMethod):
         super().__init__(encoder, config)
         self.views = f"multi_crop/{config.local_crops}"
         self.head = bn_mlp(encoder.dim, config.hidden_dim, config.out_dim)
-        self.prototypes_KP = nn.Parameter(torch.randn(config.prototypes, config.out_dim))
+        self.prototypes_KP = nn.Parameter(unit(torch.randn(config.prototypes, config.out_dim)))
         self.queues = nn.ModuleList(Queue(config.queue, config.out_dim) for _ in range(2))
         self.register_buffer("open", torch.zeros(()))  # 1 once the prototypes may move
         self.register_buffer("borrow", torch.zeros(()))  # 1 once the queues count
 
     def step(self, views: Sequence[Tensor]) -> Step:
-        z = [self.head(self.encoder(x)) for x in views]
-        target_2BK = torch.stack([self.assign(*pair) for pair in zip(z, self.queues, strict=False)])
-        prototypes_KP = gated(self.prototypes_KP, self.open)
-        score_VBK = torch.stack([cosine(z_BP, prototypes_KP) for z_BP in z])
+        z_NP = self.head(together(self.encoder, views).flatten(0, 1))
+        score_NK = cosine(z_NP, gated(self.prototypes_KP, self.open))
+        z_VBP, score_VBK = (a.unflatten(0, (len(views), -1)) for a in (z_NP, score_NK))
+        target_2BK = torch.stack(
+            [self.assign(z_VBP[v], queue) for v, queue in enumerate(self.queues)]
+        )
         loss = swapped(target_2BK, score_VBK, self.config.temperature)
-        return Step(loss, {"spread": spread(z[0])})
+        return Step(loss, {"spread": spread(z_VBP[0])})
 
     @torch.no_grad()
     def assign(self, z_BP: Tensor, queue: Queue) -> Tensor:
@@ -71,8 +73,10 @@ class Method(SSLMethod):
     def after_update(self, progress: float) -> None:
         for queue in self.queues:
             queue.rotate()
+        self.prototypes_KP.copy_(unit(self.prototypes_KP))
         self.open.fill_(progress >= self.config.frozen)
-        self.borrow.fill_(progress >= self.config.queue_from)
+        full = self.queues[0].seen >= self.config.queue
+        self.borrow.copy_(full & (progress >= self.config.queue_from))
 
 
 def sinkhorn(score_NK: Tensor, counts_N: Tensor, config: Config) -> Tensor:

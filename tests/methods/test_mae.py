@@ -27,6 +27,13 @@ def hidden(method, dice_B1HW) -> torch.Tensor:
     )
 
 
+def test_the_decoders_blocks_begin_different(tiny_encoder):
+    deep = Method(tiny_encoder("vit"), Config(decoder_dim=32, decoder_depth=3, decoder_heads=4))
+    first, second, third, _ = (next(iter(part.parameters())) for part in deep.decoder)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+
 def test_three_quarters_are_hidden(method, views):
     assert method.kept == 4
     assert hidden(method, views[1]).float().mean() == 0.75

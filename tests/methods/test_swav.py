@@ -36,11 +36,35 @@ def test_queues_count_from_their_share_of_the_training_on(method, views):
     assert torch.equal(method.step(views).loss, early)
     method.borrow.fill_(1)
     assert not torch.equal(method.step(views).loss, early)
-    method.after_update(0.4)
-    assert method.borrow == 0
-    method.step(views)
+    borrowed = []
+    for progress in (0.4, 0.5, 0.6, 0.7):  # 8 keys each: the queue of 24 is full after three
+        method.step(views)
+        method.after_update(progress)
+        borrowed.append(method.borrow.item())
+    assert borrowed == [0, 0, 1, 1]
+    late = Method(method.encoder, method.config)
+    for queue in late.queues:
+        queue.seen.fill_(24)
+    late.step(views)
+    late.after_update(0.4)
+    assert late.borrow == 0
+
+
+def test_prototypes_stay_on_the_sphere(method, views):
+    optimizer = torch.optim.SGD([method.prototypes_KP], lr=10.0)
+    method.open.fill_(1)
+    method.step(views).loss.backward()
+    optimizer.step()
+    assert (method.prototypes_KP.norm(dim=1) - 1).abs().max() > 1e-3
     method.after_update(0.5)
-    assert method.borrow == 1
+    torch.testing.assert_close(method.prototypes_KP.norm(dim=1), torch.ones(20))
+
+
+def test_crops_of_one_size_share_their_batch_statistics(method, views):
+    seen = []
+    method.encoder.register_forward_pre_hook(lambda _, x: seen.append(tuple(x[0].shape)))
+    method.step(views)
+    assert seen == [(16, 3, 32, 32), (16, 3, 16, 16)]
 
 
 def test_assignments_are_balanced_over_the_batch(method, views):
