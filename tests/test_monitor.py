@@ -93,7 +93,9 @@ def test_the_last_looks_decide():
     assert not monitor.collapsed([flat], times=2)
 
 
-@pytest.mark.parametrize(("epochs", "looks"), [(1, 1), (5, 5), (20, 20), (400, 20), (410, 20), (39, 20)])
+@pytest.mark.parametrize(
+    ("epochs", "looks"), [(1, 1), (5, 5), (20, 20), (400, 20), (410, 20), (39, 20)]
+)
 def test_a_run_is_looked_at_about_twenty_times_and_at_its_end(epochs, looks):
     due = [e for e in range(1, epochs + 1) if monitor.due(e, epochs)]
     assert len(due) == looks
