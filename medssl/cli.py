@@ -362,7 +362,8 @@ def _table(cells: list, kept, metric: str, format: Format, out: Path | None) -> 
         for note in tables.notes(rows):
             _console().print(f"note: {_plain(note)}", highlight=False)
         return
-    text = tables.latex(found) if format is Format.latex else tables.markdown(found)
+    write = tables.latex if format is Format.latex else tables.markdown
+    text = write(found, tables.notes(rows))
     if out is None:
         typer.echo(text)
     else:

@@ -89,7 +89,11 @@ class _Content:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderSpec(_Content):
-    """One pretraining run. It sees no labels, so every label fraction shares it."""
+    """One pretraining run. It sees no labels, so every label fraction shares it.
+
+    But for an init "supervised:X", which has seen all labels of X, as its rows say; such an init is
+    itself an encoder, of method "supervised".
+    """
 
     method: str  # "simclr", or "none" for the init itself
     dataset: str  # "medmnist/pathmnist", pretrained on its training split
@@ -236,8 +240,20 @@ class Sweep:
             for cell in self._cells_of(encoder):
                 if cell.id not in seen:
                     seen.add(cell.id)
-                    unfit = _unfit(encoder.method, encoder.backbone)
-                    yield cell, unfit or next((y for y, f in self.drop.items() if f(cell)), None)
+                    yield cell, _unfit(encoder.method, encoder.backbone) or self._why(cell)
+
+    def _why(self, cell: Cell) -> str | None:
+        """The first reason of `drop` that holds for the cell, or None."""
+        for why, drops in self.drop.items():
+            try:
+                if drops(cell):
+                    return why
+            except Exception as wrong:  # whatever a user's lambda may do
+                raise ValueError(
+                    f"drop {why!r} failed on a cell: {type(wrong).__name__}: {wrong}; a cell has "
+                    f"{', '.join(f.name for f in fields(Cell))}, the other axes are of cell.encoder"
+                ) from None
+        return None
 
     def _encoders(self) -> Iterator[EncoderSpec]:
         axes = [
@@ -252,6 +268,8 @@ class Sweep:
                     spec |= UNUSED
                 elif spec["views"] == OWN:
                     spec["views"] = registry.attribute("methods", name, "preset", "asymmetric")
+                if spec["sampling"] == "balanced" and "+" not in spec["dataset"]:
+                    spec["sampling"] = "proportional"  # the same order of images, so the same id
                 yield EncoderSpec(method=name, recipe=recipe, **spec)
 
     def _cells_of(self, encoder: EncoderSpec) -> Iterator[Cell]:

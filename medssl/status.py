@@ -1,6 +1,6 @@
 """How far a sweep is, read from the store alone: so it works from another terminal or machine.
 
-progress/ENCODER.json (written by each trial) + rows/ (what is done) -> Status
+progress/ENCODER.json (written by each trial) + encoders/ + rows/ (what is done) -> Status
 """
 
 import contextlib
@@ -23,6 +23,7 @@ class Trial:
     spec: EncoderSpec
     cells: list[Cell]
     done: int = 0
+    made: bool = False  # its encoder is in the store, after however many epochs
     said: dict = field(default_factory=dict)  # progress/ID.json
 
     @property
@@ -64,11 +65,12 @@ class Status:
         return [t for t in self.trials if t.state in states]
 
     def eta_s(self) -> float | None:
-        """Seconds left: epochs to go, each as long as such epochs took; None before one is done.
+        """Seconds of pretraining left: epochs to go, each as long as such epochs took.
 
-        Evaluations are not counted: their share is small, and unknown before the first.
+        None before one is done, and when none is to go. Evaluations are not in it, and fine-tuning
+        may take longer: whoever shows the number must say so.
         """
-        left = [t for t in self.trials if t.state not in ("finished", "failed")]
+        left = [t for t in self.trials if not t.made and t.state not in ("finished", "failed")]
         to_go = [(t, t.spec.epochs - len(t.curve)) for t in left if t.spec.epochs > len(t.curve)]
         pace = [(t, _epoch_s(t, self.trials)) for t, _ in to_go]
         if not to_go or any(seconds is None for _, seconds in pace):
@@ -84,7 +86,9 @@ def read(cells: Sequence[Cell], store: Store) -> Status:
         trials.setdefault(cell.encoder.id, Trial(cell.encoder, [])).cells.append(cell)
     done = store.names("rows", ".parquet")
     spoke = store.names("progress", ".json")
+    made = store.names("encoders", ".safetensors")
     for id, trial in trials.items():
+        trial.made = id in made
         trial.done = sum(cell.id in done for cell in trial.cells)
         if id in spoke:
             with contextlib.suppress(OSError, ValueError):  # a view; the next reading may succeed

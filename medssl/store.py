@@ -6,7 +6,8 @@
 
 A file appears whole or not at all: it is written beside its name, forced to disk, then renamed. Two
 processes that write the same name write the same content, to the last digits of their machines, so
-either may win; what is made of an encoder carries the digest of the file that it was made of.
+either may win; of an encoder the first does (`exclusive`), and what is made of it carries the
+digest of the file that it was made of.
 """
 
 import contextlib
@@ -31,8 +32,11 @@ class Store:
     def has(self, name: str) -> bool:
         return (self.root / name).is_file()
 
-    def write(self, name: str, content: bytes) -> None:
-        """Puts `content` under `name`, whole or not at all; OSError where the disk refuses."""
+    def write(self, name: str, content: bytes, exclusive: bool = False) -> None:
+        """Puts `content` under `name`, whole or not at all; OSError where the disk refuses.
+
+        If exclusive, FileExistsError where the name is taken; of two writers, one gets it.
+        """
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
@@ -41,7 +45,7 @@ class Store:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(draft, path)
+            (_claim if exclusive else os.replace)(draft, path)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -61,3 +65,15 @@ class Store:
         except FileNotFoundError:
             return set()
         return {f.removesuffix(suffix) for f in found if f.endswith(suffix) and f[0] != "."}
+
+
+def _claim(draft: Path, path: Path) -> None:
+    """Gives the draft the name `path`; FileExistsError where another file has it."""
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without hard links: look, then rename, with a moment in between
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.replace(draft, path)

@@ -2,9 +2,10 @@
 
     init -> fine-tuned on all labels of DATASET -> the encoder without its head
 
-As the chest X-ray studies pretrain. It is an encoder of the store like any other, made once and
-shared by all that start from it; labels come in here and in `evals/`, never in `methods/`. It has
-seen all labels of DATASET: judged on DATASET itself, its 1% of the labels is not 1%.
+As the chest X-ray studies pretrain. It is an encoder of the store like any other, made once, before
+all that start from it; labels come in here and in `evals/`, never in `methods/`. It has seen all
+labels of DATASET: judged on DATASET itself, its 1% of the labels is not 1%. So the rows of all that
+start from it, or go on from one that did, say in `notes` which labels those were.
 """
 
 import time

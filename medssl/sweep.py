@@ -2,6 +2,7 @@
 
     missing cells, grouped by encoder -> one Tune trial each -> medssl.trial.run on a worker
 
+Before them, in a wave of their own, the supervised encoders that they start from, each once.
 Tune's own state is scratch: to resume, or to add cells, a sweep is run again. A lost worker is
 retried by Tune; a bug, a diverged loss or bad data is recorded by the trial and not retried, for
 the same steps would give the same end. Workers are shared by the trials that follow one another, so
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssl import results
-from medssl.spec import Cell, Resources
+from medssl.spec import Cell, EncoderSpec, Resources, parent
 from medssl.store import Store
 
 DEFAULTS = {  # each undoes something of Ray's that would hurt a sweep
@@ -48,6 +49,9 @@ class Job:
     gpu: float  # resources.gpu, decided
 
 
+Work = list[Cell] | EncoderSpec  # of a trial: cells to measure, or an encoder to make
+
+
 def run(
     cells: Sequence[Cell],
     store: Store,
@@ -58,14 +62,14 @@ def run(
 ) -> dict[str, str]:
     """Runs one trial per encoder of `cells`, the missing ones; blocks until the last has ended.
 
-    Returns why, by encoder id, of the trials whose worker died once too often. What was measured,
-    and what failed with a word, is in the store. Ctrl-C ends it early and raises nothing.
+    Returns why, by encoder id, of the trials whose worker died once too often, or whose supervised
+    init could not be made. What was measured, and what failed with a word, is in the store. Ctrl-C
+    ends it early and raises nothing.
     ValueError where a trial fits nowhere.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray
-    from ray import tune
 
     todo: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -80,12 +84,57 @@ def run(
         f"{resources.cpu} and {gpu:g}; at most {slots} at a time"
     )
     job = Job(store.root, data, os.environ.get("MEDSSL_WEIGHTS"), code, resources, gpu)
-    scratch = store.root / "tune" / f"{time.time_ns()}"
+    try:
+        lost = _parents(todo, job, slots, say)
+        found = _fit(todo, job, slots) if todo else {}
+    except KeyboardInterrupt:
+        say("stopping; what is finished is kept")
+        return {}
+    for id, trial in found.items():
+        if trial.error is not None:
+            lost[id] = _why(trial.error)
+        elif not _failed(trial) and results.missing(todo[id], store):
+            lost[id] = _unseen(store)
+    return lost
+
+
+def _parents(
+    todo: dict[str, list[Cell]], job: Job, slots: int, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Makes the supervised encoders that trials of `todo` start from, where they are missing.
+
+    Takes the trials of those that could not be made out of `todo`; returns why, by their id.
+    """
+    store, lost = Store(job.store), {}
+    made = store.names("encoders", ".safetensors")
+    above = {id: parent(cells[0].encoder) for id, cells in todo.items() if id not in made}
+    above = {id: spec for id, spec in above.items() if spec and spec.id not in made}
+    if not above:
+        return lost
+    wave = {spec.id: spec for spec in above.values()}
+    say(f"first the supervised encoders that others start from: {len(wave)}")
+    found = _fit(wave, job, slots)
+    for id, spec in above.items():
+        if not store.has(f"encoders/{spec.id}.safetensors"):
+            trial = found[spec.id]
+            why = _why(trial.error) if trial.error else _failed(trial) or _unseen(store)
+            lost[id] = f"the encoder of its init was not made: {why} (logs/{spec.id}.log)"
+            del todo[id]
+    return lost
+
+
+def _fit(work: dict[str, Work], job: Job, slots: int) -> dict:
+    """One Tune trial for each; Ray's results, by encoder id."""
+    import ray
+    from ray import tune
+
+    scratch = job.store / "tune" / f"{time.time_ns()}"
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_trial, job=job, todo=todo), {"cpu": resources.cpu, "gpu": gpu}
+            tune.with_parameters(_trial, job=job, work=work),
+            {"cpu": job.resources.cpu, "gpu": job.gpu},
         ),
-        param_space={"encoder": tune.grid_search(list(todo))},
+        param_space={"encoder": tune.grid_search(list(work))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=slots,
             reuse_actors=True,
@@ -95,29 +144,22 @@ def run(
         run_config=tune.RunConfig(
             name=scratch.name,
             storage_path=str(scratch.parent),
-            failure_config=tune.FailureConfig(max_failures=resources.retries),
+            failure_config=tune.FailureConfig(max_failures=job.resources.retries),
             verbose=0,
         ),
     )
     try:
-        found = tuner.fit()
+        # where a reused worker died early, config is the trial's before it: the folder says which
+        return {Path(result.path).name: result for result in tuner.fit()}
     except KeyboardInterrupt:
-        say("stopping; what is finished is kept")
         ray.shutdown()
+        raise
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        return {}
-    # where a reused worker died early, r.config is the trial's before it: the folder says which
-    lost = {Path(r.path).name: _why(r.error) for r in found if r.error is not None}
-    for trial in found:
-        id, ended_well = Path(trial.path).name, (trial.metrics or {}).get("failed") == 0
-        if trial.error is None and ended_well and results.missing(todo[id], store):
-            lost[id] = f"it finished, but its results are not here: do all nodes see {store.root}?"
-    shutil.rmtree(scratch, ignore_errors=True)
-    return lost
 
 
-def _trial(config: dict, job: Job, todo: dict[str, list[Cell]]) -> None:
-    """On a worker: what is still missing of one encoder's cells."""
+def _trial(config: dict, job: Job, work: dict[str, Work]) -> None:
+    """On a worker: what is missing of one encoder's cells, or the encoder that others need."""
     import torch
     from ray import tune
 
@@ -128,14 +170,16 @@ def _trial(config: dict, job: Job, todo: dict[str, list[Cell]]) -> None:
         os.environ["MEDSSL_WEIGHTS"] = job.weights
     store = Store(job.store)
     here = trial.Here(device.pick(gpu=job.gpu > 0), job.data, job.code, job.resources.checkpoint_s)
-    failed = 0
-    if cells := results.missing(todo[config["encoder"]], store):
-        try:
+    mine, failed = work[config["encoder"]], ""
+    try:
+        if isinstance(mine, EncoderSpec):
+            trial.make(mine, store, here)
+        elif cells := results.missing(mine, store):
             trial.run(cells, store, here)
-        except Exception as error:
-            if trial.can_pass(error):
-                raise  # Tune tries again, on a new worker
-            failed = 1  # the trial has recorded it, and the sweep goes on
+    except Exception as error:
+        if trial.can_pass(error):
+            raise  # Tune tries again, on a new worker
+        failed = f"{type(error).__name__}: {error}".partition("\n")[0]  # it is in its log
     tune.report({"failed": failed})
 
 
@@ -193,3 +237,12 @@ def _name(trial) -> str:
 def _why(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+
+
+def _failed(result) -> str:
+    """What the trial reported at its end; empty where all went well."""
+    return (result.metrics or {}).get("failed", "it was stopped")
+
+
+def _unseen(store: Store) -> str:
+    return f"it finished, but its results are not here: do all nodes see {store.root}?"

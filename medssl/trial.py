@@ -73,14 +73,25 @@ class Here:
 
 def run(cells: Sequence[Cell], store: Store, here: Here) -> None:
     """Measures the cells, which share one encoder; raises what went wrong after recording it."""
-    spec = cells[0].encoder
-    progress = Progress(store, spec, len(cells))
+    with _told(cells[0].encoder, len(cells), store) as progress:
+        made = encoder_of(cells[0].encoder, store, here, progress)
+        if failed := evaluate(cells, made, store, here, progress):
+            raise CellsFailed("; ".join(failed))
+
+
+def make(spec: EncoderSpec, store: Store, here: Here) -> None:
+    """Puts the encoder into the store, for others to start from; raises like `run`."""
+    with _told(spec, 0, store) as progress:
+        encoder_of(spec, store, here, progress)
+
+
+@contextlib.contextmanager
+def _told(spec: EncoderSpec, cells: int, store: Store) -> Iterator["Progress"]:
+    """The progress of what is done inside, to its end or to the error that ended it."""
+    progress = Progress(store, spec, cells)
     try:
         with progress.alive():
-            made = encoder_of(spec, store, here, progress)
-            failed = evaluate(cells, made, store, here, progress)
-        if failed:
-            raise CellsFailed("; ".join(failed))
+            yield progress
     except Exception as error:
         progress.fail(error)
         raise
@@ -180,15 +191,16 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
         encoder = backbones.build(spec.backbone, spec.image_size)
         encoder.load_state_dict(safetensors.torch.load(content))
         progress.curve = about.pop("curve")
-        about.pop("init", None)
+        for own in ("init", "learned"):  # of the file, not of the rows
+            about.pop(own, None)
         return Made(encoder, about, hashlib.sha256(content).hexdigest()[:12])
 
     if found := _intact(store, name, read, progress):
         return found
     pin_init(spec.init, store)
     content = _pretrained(spec, store, here, progress)
-    if store.read(name) is None:  # else another driver was first, and others judge its encoder
-        store.write(name, content)
+    with contextlib.suppress(FileExistsError):  # another was first, and others judge its encoder
+        store.write(name, content, exclusive=True)
     store.delete(f"checkpoints/{spec.id}.pt")
     if found := _intact(store, name, read, progress):
         return found
@@ -200,6 +212,7 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
     checkpoint, labelled = f"checkpoints/{spec.id}.pt", spec.method == SUPERVISED
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
     progress.publish("pretraining")
+    start = _start(spec, store, here, progress)
 
     try:
         trained = (
@@ -215,7 +228,7 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
                     save=lambda state: store.write(checkpoint, state),
                     every_s=here.checkpoint_s,
                 ),
-                start=_start(spec, store, here, progress),
+                start=start,
             )
         )
     except NotFinite:
@@ -223,6 +236,8 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
         raise
     where = device.describe(here.device)
     loaded = trained.loaded
+    learned = _about(start).get("learned", []) if start else []
+    trained.notes += [f"init learned all labels of {dataset}" for dataset in learned]
     about = {
         "encoder_code": here.code,
         "encoder_device": where["device"],
@@ -247,7 +262,8 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
     for note in trained.notes:
         progress.say(note)
     state = {k: v.cpu().contiguous() for k, v in trained.encoder.state_dict().items()}
-    header = {"medssl": json.dumps(about | {"curve": trained.curve, "init": fitted})}
+    own = {"curve": trained.curve, "init": fitted, "learned": learned + [spec.dataset] * labelled}
+    header = {"medssl": json.dumps(about | own)}
     return safetensors.torch.save(state, header)
 
 

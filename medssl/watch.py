@@ -54,14 +54,14 @@ def varying(status: Status) -> list[str]:
 
 
 def line(status: Status) -> str:
-    """trials 3/8 done, 2 running, 1 failed; cells 18/48; about 4 min left"""
+    """trials 3/8 done, 2 running, 1 failed; cells 18/48; about 4 min of pretraining left"""
     states = status.states
     running = states["pretraining"] + states["evaluating"]
     text = f"trials {states['finished']}/{len(status.trials)} done, {running} running"
     text += f", {states['failed']} failed" if states["failed"] else ""
     text += f"; cells {status.cells_done}/{status.cells}"
     eta_s = status.eta_s() if running else None
-    return text + (f"; about {duration(eta_s)} left" if eta_s is not None else "")
+    return text + (f"; about {duration(eta_s)} of pretraining left" if eta_s is not None else "")
 
 
 def reason(trial: Trial) -> str:

@@ -7,8 +7,8 @@
     bit                 labels of ImageNet-21k, from which REMEDIS starts
     file:PATH[@SHA]     safetensors, or what torch.save wrote: see _layouts.py for whose
     encoder:ID          another encoder of the same store, to go on from
-    supervised:DATASET  one that learned the labels of DATASET from random weights, made on the way;
-                        supervised:DATASET@INIT from another init: see supervised.py
+    supervised:DATASET  one that learned the labels of DATASET from random weights, made first;
+                        supervised:DATASET@INIT from a file's: see supervised.py
 
 Position and patch embeddings are resampled to the encoder's, a stem of one channel is spread over
 three, and a stem that does not fit (3x3) stays random. What was changed, left and not used is in
@@ -56,6 +56,8 @@ class Loaded:
 def wrong(backbone: str, init: str) -> list[str]:
     """What no file can mend: an unknown init, or one that the backbone has not."""
     if found := supervised(init):
+        if supervised(found[1]) or source(found[1]):
+            return [f"init {init!r} starts from {found[1]!r}: after @ name no encoder of the store"]
         return wrong(backbone, found[1])
     if init == "random" or _named(init) or source(init) or _published.of(backbone, init):
         return []

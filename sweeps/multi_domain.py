@@ -34,9 +34,6 @@ def sweep() -> Sweep:
                 cell.target.partition("/")[2]
                 not in cell.encoder.dataset.partition("/")[2].split("+")
             ),
-            "a set alone has nothing to balance": lambda cell: (
-                cell.encoder.sampling == "balanced" and "+" not in cell.encoder.dataset
-            ),
         },
         resources=Resources(cpu=4, gpu=1, concurrent=16),
     )

@@ -68,6 +68,24 @@ def test_table_on_the_terminal_and_in_every_format(sweep, store, tmp_path):
         assert path.stat().st_size > 50
 
 
+@pytest.mark.parametrize("kind", ["terminal", "markdown", "latex"])
+def test_every_table_tells_the_notes(sweep, tmp_path, kind):
+    kept = Store(tmp_path / "store")
+    for cell in plan.load(plan.Path(sweep)).cells():
+        results.save(kept, cell, {"auroc": 0.75}, {}, {"notes": "queue 9 cut to 3"})
+    _, out = medssl("table", sweep, "--store", str(kept.root), "--format", kind)
+    assert "note: simclr on vit/tiny-14: queue 9 cut to 3 (1 encoder)" in out
+
+
+def test_a_filter_that_fails_is_a_sentence(sweep, store):
+    file = plan.Path(sweep)
+    file.write_text(file.read_text().replace("cell.encoder.method", "cell.method"))
+    for verb in ("plan", "table", "status", "run"):
+        code, out = medssl(verb, sweep, "--store", store)
+        assert (code, "Traceback" in out) == (2, False)
+        assert "drop 'too easy' failed on a cell: AttributeError" in " ".join(out.split())
+
+
 def test_a_run_with_nothing_to_do_prints_the_table_and_starts_nothing(sweep, store, monkeypatch):
     from medssl import sweep as engine
 

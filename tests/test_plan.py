@@ -1,6 +1,7 @@
 """What a user gets wrong is told before anything starts, and planning needs no torch."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -143,12 +144,34 @@ def test_solo_learn_is_found_before_and_after_its_door_was_opened(tmp_path):
 
 
 def test_the_full_grid_is_the_papers():
+    """arXiv 2412.19124: the values are written out here, from its code and not from the sweep."""
     cells = plan.load(ROOT / "sweeps/full_grid.py").cells()
     encoders = {c.encoder for c in cells}
-    assert len({e.dataset for e in encoders}) == 11
-    assert {e.image_size for e in encoders} == {64}
+    trained = [e for e in encoders if e.method != "none"]
+
+    def has(axis: str, of=trained) -> set:
+        return {getattr(e, axis) for e in of}
+
+    eight = {"simclr", "dino", "byol", "ressl", "moco_v3", "nnclr", "vicreg", "barlow_twins"}
+    sets = ["path", "derma", "oct", "pneumonia", "retina", "breast", "blood", "tissue"]
+    sets += ["organa", "organc", "organs"]
+    assert has("method") == eight
+    assert has("method", encoders) == eight | {"none"}
+    assert has("dataset", encoders) == {f"medmnist/{name}mnist" for name in sets}
+    assert has("backbone", encoders) == {"resnet/50-7x7", "vit/small-16"}
+    assert has("init", encoders) == {"random", "imagenet"}
+    assert has("image_size", encoders) == {64}
+    assert (has("epochs"), has("batch_size"), has("warmup_epochs")) == ({400}, {256}, {10})
+    rates = has("optimizer"), has("learning_rate"), has("weight_decay")  # the base values
+    assert rates == ({"adamw"}, {3e-4}, {0.05})
+    assert (has("sampling"), has("early_stop")) == ({"proportional"}, {"never"})
+    own = {"vicreg": "vicreg"}
+    assert {(e.method, e.views) for e in trained} == {(m, own.get(m, "asymmetric")) for m in eight}
     assert {c.label_fraction for c in cells} == {0.01, 0.1, 1.0}
-    assert {e.backbone for e in encoders} == {"resnet/50-7x7", "vit/small-16"}
+    assert {c.eval for c in cells} == {"knn", "linear_probe"}
+    assert all(c.target == c.encoder.dataset for c in cells)
+    assert len(trained) == 8 * 11 * 2 * 2
+    assert len(cells) == 9 * 11 * 2 * 2 * 2 * 3
 
 
 @pytest.mark.parametrize("verb", [["--help"], ["plan", str(ROOT / "sweeps/full_grid.py")]])
@@ -167,9 +190,20 @@ def test_planning_imports_nothing_heavy(verb, tmp_path):
 
 def test_the_code_version_names_the_commit_of_a_checkout():
     version = plan.code_version()
-    assert version.startswith("0.1.0")
-    in_git = (ROOT / ".git").exists()
-    assert ("+" in version) == in_git
+    head = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    if (ROOT / ".git").exists():
+        commit = subprocess.run(head, capture_output=True, text=True, check=True).stdout.strip()
+        assert version.removesuffix(".dirty") == f"0.1.0+{commit}"
+    else:
+        assert version.startswith("0.1.0+files.")
+
+
+def test_the_code_version_is_of_the_files_where_there_is_no_git(monkeypatch):
+    def none(*arguments, **named):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(plan.subprocess, "run", none)
+    assert re.fullmatch(r"0\.1\.0\+files\.[0-9a-f]{7}", plan.code_version())
 
 
 def test_a_dataset_family_owes_no_more_than_its_contract(monkeypatch):
@@ -209,3 +243,10 @@ def test_the_data_and_the_weights_of_a_supervised_init_are_asked_for(tmp_path):
     told = " ".join(plan.make(wrong, Store(tmp_path), tmp_path).problems)
     assert "no 'chest' in medmnist" in told
     assert "no weights of init 'bit' for resnet/18-7x7" in told
+
+
+@pytest.mark.parametrize("above", ["supervised:phantom/xray", "encoder:0123456789ab"])
+def test_a_supervised_init_starts_from_no_encoder_of_the_store(tmp_path, above):
+    init = f"supervised:phantom/cells@{above}"
+    (told,) = plan.make(grid(init=init), Store(tmp_path), None).problems
+    assert told == f"init {init!r} starts from {above!r}: after @ name no encoder of the store"

@@ -187,3 +187,45 @@ def test_markdown_and_latex_are_whole(rows):
     assert r" $\pm$ " in tex
     assert r"10\% & 100\% \\" in tex
     assert tex.count("\\begin{tabular}{llrr}") == tex.count("\\end{tabular}") == 1
+
+
+def test_a_caption_says_what_is_not_the_default(rows):
+    (table,) = tables.summaries(rows)
+    assert "sampling" not in table.caption
+    assert "early_stop" not in table.caption
+    changed = {"sampling": "balanced", "early_stop": "collapse"}
+    trained = [r | changed if r["method"] != "none" else r for r in rows]
+    (table,) = tables.summaries(trained)
+    assert table.caption.endswith(", sampling balanced, early_stop collapse")
+    (table,) = tables.summaries([r for r in rows if r["method"] == "none"])
+    assert "sampling" not in table.caption
+
+
+def test_seeds_that_agree_to_the_last_digit_have_no_spread_and_the_caption_says_so(rows):
+    assert "no ±" not in tables.summaries(rows)[0].caption
+    one_file = {"init": "imagenet", "init_sha256": "abc", "init_left_random": "", "notes": ""}
+    same = [{**r, **one_file, "value": 0.6 if r["method"] == "none" else r["value"]} for r in rows]
+    (table,) = tables.summaries(same)
+    assert table.rows[0] == ["phantom/cells", "none", "0.600", "0.600"]
+    assert table.rows[1][2:] == ["0.860 ± 0.071", "0.850 ± 0.071"]
+    seeds = "mean ± sd over 2 pretraining seeds, no ± where they agree to the last digit; "
+    assert seeds in table.caption
+    said = ["none on vit/tiny-14: init imagenet is one encoder for all 2 seeds"]
+    assert tables.notes(same) == said
+    stem = [{**r, "init_left_random": "conv1.weight"} for r in same]
+    assert not any("one encoder for all" in note for note in tables.notes(stem))
+    own = [{**r, "init_sha256": f"{r['seed']}"} for r in same]  # supervised, one for each seed
+    assert tables.notes(own) == []
+
+
+def test_markdown_and_latex_end_with_the_notes_escaped(rows):
+    found, notes = tables.summaries(rows), ["moco_v2 on x: init file:~/a_*.pth left 5% & `b|c`"]
+    assert tables.markdown(found).count("note") == tables.latex(found).count("note") == 0
+    text = tables.markdown(found, notes)
+    said = r"note: moco\_v2 on x: init file:\~/a\_\*.pth left 5% & \`b\|c\`"
+    assert text.splitlines()[-1] == said
+    assert text.startswith(tables.markdown(found))
+    tex = tables.latex(found, notes)
+    said = r"note: moco\_v2 on x: init file:\textasciitilde{}/a\_*.pth left 5\% \& `b|c`"
+    assert tex.splitlines()[-1] == rf"{{\footnotesize {said}\par}}"
+    assert tex.startswith(tables.latex(found))

@@ -88,6 +88,25 @@ def test_time_left_is_epochs_to_go_at_the_pace_of_their_like(tmp_path):
     assert status.read(CELLS, store).eta_s() == pytest.approx(both)
 
 
+def test_time_left_is_of_pretraining_and_says_so(tmp_path):
+    store = Store(tmp_path)
+    say(store, CELLS[0], "pretraining", 4, seconds=60)
+    assert watch.line(status.read(CELLS[:1], store)).endswith("; about 6 min of pretraining left")
+    say(store, CELLS[0], "evaluating", 10, seconds=60)  # hours of fine-tuning may follow
+    assert watch.line(status.read(CELLS[:1], store)).endswith("cells 0/1")
+
+
+@pytest.mark.parametrize("state", ["evaluating", "stopped"])
+def test_an_encoder_that_ended_early_has_no_epochs_to_go(tmp_path, state):
+    store = Store(tmp_path)
+    say(store, CELLS[0], state, 4, seconds=2)
+    store.write(f"encoders/{CELLS[0].encoder.id}.safetensors", b"-")
+    assert status.read(CELLS[:1], store).eta_s() is None
+    say(store, CELLS[1], "pretraining", 9, seconds=2)
+    found = status.read(CELLS[:2], store)
+    assert found.eta_s() == pytest.approx(2 / len(found.of("pretraining", "evaluating")))
+
+
 def test_what_its_driver_left_behind_is_not_running(tmp_path):
     store = Store(tmp_path)
     say(store, CELLS[0], "pretraining", 4)

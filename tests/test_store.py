@@ -44,6 +44,26 @@ def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new_one(tmp_path):
         assert store.names("x", "") == {"file"}  # drafts are not listed
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_of_two_exclusive_writers_the_first_is_kept_and_the_second_is_told(
+    tmp_path, monkeypatch, links
+):
+    if not links:  # as on some shared and mounted disks
+
+        def refuse(*_):
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr(os, "link", refuse)
+    store = Store(tmp_path)
+    store.write("x/file", b"first", exclusive=True)
+    with pytest.raises(FileExistsError):
+        store.write("x/file", b"second", exclusive=True)
+    assert store.read("x/file") == b"first"
+    assert os.listdir(tmp_path / "x") == ["file"]  # no draft
+    store.write("x/file", b"third")
+    assert store.read("x/file") == b"third"
+
+
 def test_a_full_disk_leaves_no_draft_and_the_old_content(tmp_path, monkeypatch):
     store = Store(tmp_path)
     store.write("x/file", b"old")

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from medssl import plan, results
 from medssl import sweep as engine
+from medssl.spec import EncoderSpec, Resources, Sweep, parent
 from medssl.store import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -291,6 +293,81 @@ def test_ray_is_started_again_where_the_machine_was_too_busy(monkeypatch, failur
     else:
         engine._connect()
     assert len(attempts) == 3
+
+
+CHILDREN = Sweep(
+    name="t",
+    method=["none", "simclr"],
+    dataset="phantom/lesions",
+    backbone="vit/tiny-14",
+    init=["random", "supervised:phantom/xray"],
+    image_size=28,
+    eval="knn",
+    label_fraction=1.0,
+).cells()
+ABOVE = next(parent(c.encoder) for c in CHILDREN if c.encoder.init != "random")
+
+
+@pytest.fixture
+def waves(tmp_path, monkeypatch):
+    """`run` of cells with a Ray that does nothing but `ends(work)`: what it was given, in order."""
+    import ray
+
+    monkeypatch.setattr(engine, "_connect", lambda: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
+    store, given = Store(tmp_path), []
+
+    def run(ends):
+        def fit(work, job, slots):
+            given.append(dict(work))
+            failed = ends(work, store)
+            return {id: SimpleNamespace(error=None, metrics={"failed": failed}) for id in work}
+
+        monkeypatch.setattr(engine, "_fit", fit)
+        missing = results.missing(CHILDREN, store)
+        return engine.run(missing, store, None, "test", Resources(), lambda _: None), given
+
+    return run
+
+
+def made(work, store) -> str:
+    for id, each in work.items():
+        for cell in [] if isinstance(each, EncoderSpec) else each:
+            store.write(f"rows/{cell.id}.parquet", b"-")
+        store.write(f"encoders/{id}.safetensors", b"-")
+    return ""
+
+
+def test_a_supervised_init_is_made_once_and_before_all_that_start_from_it(waves):
+    lost, given = waves(made)
+    assert given == [{ABOVE.id: ABOVE}, {c.encoder.id: [c] for c in CHILDREN}]
+    assert len(given[1]) == 4
+    assert lost == {}
+
+
+def test_an_init_that_is_there_is_not_made_again(waves, tmp_path):
+    Store(tmp_path).write(f"encoders/{ABOVE.id}.safetensors", b"-")
+    _, given = waves(made)
+    assert given == [{c.encoder.id: [c] for c in CHILDREN}]
+
+
+def test_an_init_is_not_made_for_encoders_that_are_there(waves, tmp_path):
+    for cell in CHILDREN:
+        Store(tmp_path).write(f"encoders/{cell.encoder.id}.safetensors", b"-")
+    _, given = waves(made)
+    assert given == [{c.encoder.id: [c] for c in CHILDREN}]
+
+
+def test_what_starts_from_an_init_that_failed_is_not_started_and_says_why(waves):
+    def ends(work, store):
+        return "ValueError: no such labels" if ABOVE.id in work else made(work, store)
+
+    lost, given = waves(ends)
+    children = [c.encoder.id for c in CHILDREN if c.encoder.init != "random"]
+    assert list(given[1]) == [c.encoder.id for c in CHILDREN if c.encoder.init == "random"]
+    assert sorted(lost) == sorted(children)
+    why = "the encoder of its init was not made: ValueError: no such labels"
+    assert set(lost.values()) == {f"{why} (logs/{ABOVE.id}.log)"}
 
 
 @pytest.mark.parametrize(("has", "gpu"), [({"CPU": 4.0}, 1), ({"CPU": 0.0}, 0)])

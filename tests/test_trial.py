@@ -390,18 +390,19 @@ def test_a_driver_that_comes_second_judges_the_encoder_of_the_first(tmp_path, mo
     trial.run(cells[:1], store, HERE)
     name = f"encoders/{cells[0].encoder.id}.safetensors"
     first = store.read(name)
-    reads = []
-    read = Store.read
+    store.delete(name)
+    write = Store.write
 
-    def late(self, asked):  # the first has not finished when the second looks
-        reads.append(asked)
-        return None if asked == name and reads.count(name) == 1 else read(self, asked)
+    def late(self, asked, content, **how):  # the first finishes as the second is about to write
+        if asked == name and not store.has(name):
+            write(self, name, first)
+        write(self, asked, content, **how)
 
-    monkeypatch.setattr(Store, "read", late)
+    monkeypatch.setattr(Store, "write", late)
     monkeypatch.setattr(trial, "_pretrained", lambda *a: first[:-4] + b"\0\0\0\0")
     trial.run(cells[1:], store, HERE)
-    monkeypatch.setattr(Store, "read", read)
     assert store.read(name) == first
+    assert results.missing(cells, store) == []
 
 
 def test_a_diverged_run_leaves_no_checkpoint(tmp_path, monkeypatch):
@@ -477,3 +478,31 @@ def test_a_supervised_encoder_is_made_once_and_shared_by_all_that_start_from_it(
     assert all(torch.equal(none[k], v) for k, v in safetensors.torch.load(kept).items())
     log = store.read(f"logs/{cells[0].encoder.id}.log").decode()
     assert "supervised on phantom/xray: update" in log
+    assert {r["notes"] for r in rows} == {"init learned all labels of phantom/xray"}
+    further = sweep(init=f"encoder:{cells[1].encoder.id}", eval="knn", label_fraction=1.0).cells()
+    trial.run(further, store, HERE)
+    assert tables.notes(results.table(store, further).to_pylist()) == [
+        "simclr on vit/tiny-14: init learned all labels of phantom/xray (1 encoder)"
+    ]
+
+
+def test_an_encoder_can_be_made_alone_and_tells_what_went_wrong(tmp_path, monkeypatch):
+    store, spec = Store(tmp_path), parent(sweep(init="supervised:phantom/xray").cells()[0].encoder)
+
+    def said() -> tuple[str, str]:
+        found = json.loads(store.read(f"progress/{spec.id}.json"))
+        return found["state"], found["reason"]
+
+    def broken(*arguments):
+        raise RuntimeError("no labels today")
+
+    monkeypatch.setattr(finetune, "fit", broken)
+    with pytest.raises(RuntimeError, match="no labels today"):
+        trial.make(spec, store, HERE)
+    assert said() == ("failed", "RuntimeError: no labels today")
+    quick = lambda subject, _: (torch.nn.Sequential(subject.encoder(), torch.nn.Identity()), 3)  # noqa: E731
+    monkeypatch.setattr(finetune, "fit", quick)
+    trial.make(spec, store, HERE)
+    assert said() == ("finished", "")
+    assert store.names("encoders", ".safetensors") == {spec.id}
+    assert not store.names("rows", ".parquet")

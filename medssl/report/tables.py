@@ -2,23 +2,25 @@
 
 A number is the mean over pretraining seeds, and ± their standard deviation (n - 1): how much one
 more seed would differ, not how sure the mean is. Several subset seeds are averaged first, within
-each pretraining seed. Where there is one seed there is no ±, and a cell that was not measured is a
-dash; a number of fewer seeds than the caption says is marked (n=...), and a method whose encoder
-collapsed says under how many seeds. What all encoders of a table
-share is in its caption.
+each pretraining seed. There is no ± where there is one seed, and none where all seeds agree to the
+last digit, as those of one file do; a cell that was not measured is a dash; a number of fewer seeds
+than the caption says is marked (n=...), and a method whose encoder collapsed says under how many
+seeds. What all encoders of a table share is in its caption.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from medssl.spec import NONE
+from medssl.spec import NONE, EncoderSpec
 
 RECIPE = ("views", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay")
 RECIPE += ("warmup_epochs", "sampling", "early_stop")
 AXES = ("target", "dataset", "backbone", "init", "image_size", *RECIPE, "method", "recipe")
-NOTED = ("backbone", "init", "image_size", *RECIPE[:-2])  # in the caption, where all share them
+NOTED = ("backbone", "init", "image_size", *RECIPE)  # in the caption, where all share them
+QUIET = {axis: getattr(EncoderSpec, axis) for axis in RECIPE[-2:]}  # of which a default goes unsaid
 
 
 @dataclass
@@ -47,31 +49,46 @@ def summaries(rows: Iterable[dict], metric: str = "auroc") -> list[Summary]:
 def notes(rows: Iterable[dict]) -> list[str]:
     """What a reader should know of the encoders behind the rows, each with how many it concerns."""
     said: dict[str, set[str]] = defaultdict(set)
+    seeds: dict[tuple[str, ...], set[int]] = defaultdict(set)
     for row in rows:
+        whole = row["init_sha256"] and not row["init_left_random"]  # nothing is left to a seed
+        if row["method"] == NONE and whole:
+            seeds[row["backbone"], row["init"], row["init_sha256"]].add(row["seed"])
         told = row["notes"].split("; ") if row["notes"] else []
         if row["init_left_random"]:
             told.append(f"init {row['init']} left random: {row['init_left_random']}")
         for note in told:
             said[f"{row['method']} on {row['backbone']}: {note}"].add(row["encoder"])
-    return [f"{note} ({len(of)} encoder{'s' * (len(of) > 1)})" for note, of in said.items()]
+    return [
+        *(f"{note} ({len(of)} encoder{'s' * (len(of) > 1)})" for note, of in said.items()),
+        *(
+            f"none on {backbone}: init {init} is one encoder for all {len(of)} seeds"
+            for (backbone, init, _), of in seeds.items()
+            if len(of) > 1
+        ),
+    ]
 
 
-def markdown(tables: Iterable[Summary]) -> str:
+def markdown(tables: Iterable[Summary], notes: Iterable[str] = ()) -> str:
     def one(table: Summary) -> str:
         lines = [table.header, ["---"] * len(table.header), *table.rows]
         grid = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return f"**{table.title}**\n\n{grid}\n\n{table.caption}\n"
 
-    return "\n".join(map(one, tables))
+    told = ["note: " + re.sub(r"([][\\*_`<|~$])", r"\\\1", note) + "\n" for note in notes]
+    return "\n".join([*map(one, tables), *told])
 
 
-def latex(tables: Iterable[Summary]) -> str:
-    """A booktabs tabular per table, every special character escaped."""
+def latex(tables: Iterable[Summary], notes: Iterable[str] = ()) -> str:
+    """A booktabs tabular per table, then a small line per note, every special character escaped."""
     special = {c: f"\\{c}" for c in "_%&#${}"} | {"±": r"$\pm$", "\\": r"\textbackslash{}"}
+    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+
+    def escaped(text: str) -> str:
+        return "".join(special.get(c, c) for c in text)
 
     def line(entries: list[str]) -> str:
-        escaped = ("".join(special.get(c, c) for c in entry) for entry in entries)
-        return "  " + " & ".join(escaped) + r" \\"
+        return "  " + " & ".join(map(escaped, entries)) + r" \\"
 
     def one(table: Summary) -> str:
         columns = "".join("l" if name in AXES else "r" for name in table.header)
@@ -81,7 +98,8 @@ def latex(tables: Iterable[Summary]) -> str:
             f"{line(table.header)}\n  \\midrule\n{body}\n  \\bottomrule\n\\end{{tabular}}\n"
         )
 
-    return "\n".join(map(one, tables))
+    told = [f"{{\\footnotesize note: {escaped(note)}\\par}}\n" for note in notes]
+    return "\n".join([*map(one, tables), *told])
 
 
 def _summary(title: str, rows: list[dict]) -> Summary:
@@ -97,7 +115,11 @@ def _summary(title: str, rows: list[dict]) -> Summary:
     fractions = sorted({row["label_fraction"] for row in rows})
     seeds = len({row["seed"] for row in rows})
     same = {axis: _shared(rows, axis) for axis in NOTED if axis not in shown}
+    same = {axis: value for axis, value in same.items() if value not in ("", QUIET.get(axis))}
     spread = f", mean ± sd over {seeds} pretraining seeds" if seeds > 1 else ", 1 pretraining seed"
+    numbers = [of_line[f] for of_line in found.values() for f in fractions]
+    if any(_agree(by_seed) for by_seed in numbers):
+        spread += ", no ± where they agree to the last digit"
     split = "validation" if rows[0]["metric"].startswith("val_") else "test"
     return Summary(
         title=title,
@@ -109,7 +131,7 @@ def _summary(title: str, rows: list[dict]) -> Summary:
             ]
             for line, cells in found.items()
         ],
-        caption=f"{split} split{spread}; {', '.join(f'{k} {v}' for k, v in same.items() if v)}",
+        caption=f"{split} split{spread}; {', '.join(f'{k} {v}' for k, v in same.items())}",
     )
 
 
@@ -146,5 +168,10 @@ def _number(by_seed: dict[int, list[float]], seeds: int) -> str:
     if not by_seed:
         return "-"
     values = [mean(of_one) for of_one in by_seed.values()]
-    text = f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    spread = len(values) > 1 and not _agree(by_seed)
+    text = f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if spread else "")
     return text + (f" (n={len(values)})" if len(values) < seeds else "")
+
+
+def _agree(by_seed: dict[int, list[float]]) -> bool:
+    return len(by_seed) > 1 and len({mean(of_one) for of_one in by_seed.values()}) == 1
