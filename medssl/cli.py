@@ -113,9 +113,9 @@ def methods(name: Annotated[str, typer.Argument(help="One, with its settings.")]
         if name:
             about = registry.about("methods", name)
             typer.echo(about.told + "\n")
-            shown = Table("setting", "default", "", box=None, header_style="bold")
-            for setting, default, effect in about.settings:
-                shown.add_row(setting, f"{default}", effect)
+            shown = Table("setting", "default", "range", "", box=None, header_style="bold")
+            for setting, default, allowed, effect in about.settings:
+                shown.add_row(setting, f"{default}", allowed, effect)
         else:
             shown = Table("method", "idea", "paper", "cost", "trains", box=None)
             for each in registry.names("methods"):

@@ -22,3 +22,8 @@ Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "from 0 to 1")]
 def split(kind: type) -> tuple[type, tuple[Range, ...]]:
     """The plain type of a declaration, and its ranges."""
     return getattr(kind, "__origin__", kind), getattr(kind, "__metadata__", ())
+
+
+def says(kind: type) -> str:
+    """The ranges of a declaration in words; "" where it has none."""
+    return ", ".join(allowed.says for allowed in split(kind)[1])

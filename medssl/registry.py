@@ -69,7 +69,7 @@ class About:
     told: str  # its whole docstring
     idea: str  # the first line of it
     paper: str  # its first link
-    settings: tuple[tuple[str, object, str], ...]  # name, default, what turning it does
+    settings: tuple[tuple[str, object, str, str], ...]  # name, default, range, what it does
 
 
 def about(kind: str, name: str) -> About:
@@ -83,7 +83,8 @@ def about(kind: str, name: str) -> About:
         idea=told.partition("\n")[0].partition(": ")[2],
         paper=re.search(r"https?://[^\s,;)]+", told)[0],
         settings=tuple(
-            (f.name, f.default, comment[f.name]) for f in fields(config(kind, name))[1:]
+            (f.name, f.default, ranges.says(f.type), comment[f.name])
+            for f in fields(config(kind, name))[1:]
         ),
     )
 

@@ -248,6 +248,7 @@ def test_methods_are_listed_with_paper_cost_and_settings():
     assert "Caron et al. 2021" in out
     assert "prototypes" in out
     assert "65,536" in out
+    assert "from 0 to 1" in out
     assert "has no settings" in medssl("methods", "none")[1]
     code, out = medssl("methods", "dyno")
     assert code == 2

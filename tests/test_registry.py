@@ -45,7 +45,7 @@ def test_every_method_says_its_idea_its_paper_and_what_each_knob_does(name):
     about = registry.about("methods", name)
     assert len(about.idea) > 20
     assert about.paper.startswith("https://arxiv.org/abs/")
-    assert all(effect for _, _, effect in about.settings)
+    assert all(effect for *_, effect in about.settings)
     assert {s[0] for s in about.settings} | {"version"} == {
         f.name for f in fields(registry.config("methods", name))
     }
