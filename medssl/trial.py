@@ -42,7 +42,7 @@ from medssl import (
 )
 from medssl.evals import Features
 from medssl.features import Judged
-from medssl.pretrain import Checkpoint, NotFinite, pretrain
+from medssl.pretrain import Checkpoint, NotFinite, initial, pretrain
 from medssl.spec import SUPERVISED, Cell, EncoderSpec, parent
 from medssl.store import Store
 
@@ -185,8 +185,9 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
 
     if found := _intact(store, name, read, progress):
         return found
-    pin_init(spec.init, store)
+    pin_init(spec, store)
     content = _pretrained(spec, store, here, progress)
+    _known(spec, store)  # two trials may have started together with two files
     if store.read(name) is None:  # else another driver was first, and others judge its encoder
         store.write(name, content)
     store.delete(f"checkpoints/{spec.id}.pt")
@@ -261,12 +262,18 @@ def _start(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> b
     return store.read(name) if (name := weights.source(spec.init)) else None
 
 
-def pin_init(init: str, store: Store) -> None:
-    """Remembers the file of a `file:` init; ValueError where the store knows another by it."""
-    if (name := weights.pin(init)) and (sha256 := weights.digest(init)):
-        if problems := weights.changed(init, store.read(name)):
-            raise ValueError(problems[0])
-        store.write(name, sha256.encode())
+def pin_init(spec: EncoderSpec, store: Store) -> None:
+    """Remembers the file of the init, if it loads; ValueError where the store knows another."""
+    if name := weights.pin(spec.backbone, spec.init):
+        weights.ready(spec.backbone, spec.init)
+        _known(spec, store)
+        if not store.has(name):
+            store.write(name, initial(spec).loaded.sha256.encode())
+
+
+def _known(spec: EncoderSpec, store: Store) -> None:
+    if problems := weights.changed(spec.backbone, spec.init, store.read):
+        raise ValueError(problems[0])
 
 
 def evaluate(
