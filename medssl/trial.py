@@ -175,25 +175,33 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
     """The encoder from the store, where it is put by pretraining if it is not there."""
     name = f"encoders/{spec.id}.safetensors"
 
-    def read(content: bytes) -> Made:
-        about = _about(content)
-        encoder = backbones.build(spec.backbone, spec.image_size)
-        encoder.load_state_dict(safetensors.torch.load(content))
-        progress.curve = about.pop("curve")
-        about.pop("init", None)
-        return Made(encoder, about, hashlib.sha256(content).hexdigest()[:12])
+    def read(content: bytes) -> tuple[dict, dict, str]:
+        return safetensors.torch.load(content), _about(content), hashlib.sha256(content).hexdigest()
 
-    if found := _intact(store, name, read, progress):
-        return found
-    pin_init(spec, store)
-    content = _pretrained(spec, store, here, progress)
-    _known(spec, store)  # two trials may have started together with two files
-    if store.read(name) is None:  # else another driver was first, and others judge its encoder
-        store.write(name, content)
-    store.delete(f"checkpoints/{spec.id}.pt")
-    if found := _intact(store, name, read, progress):
-        return found
-    raise OSError(f"{store.root}/{name} was written and cannot be read: look at the disk")
+    if not (found := _intact(store, name, read, progress)):
+        pin_init(spec, store)
+        content = _pretrained(spec, store, here, progress)
+        _known(spec, store)  # two trials may have started together with two files
+        if store.read(name) is None:  # else another driver was first, and others judge its encoder
+            store.write(name, content)
+        store.delete(f"checkpoints/{spec.id}.pt")
+        if not (found := _intact(store, name, read, progress)):
+            raise OSError(f"{store.root}/{name} was written and cannot be read: look at the disk")
+    state, about, sha256 = found
+    encoder = backbones.build(spec.backbone, spec.image_size)
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as misfit:
+        if can_pass(misfit):
+            raise
+        raise ValueError(
+            f"{name} is intact and does not fit {spec.backbone} as it is built here: it was made "
+            f"with {about.get('encoder_versions')}, and here are {versions()}: install what it was "
+            f"made with, or use another store"
+        ) from misfit
+    progress.curve = about.pop("curve")
+    about.pop("init", None)
+    return Made(encoder, about, sha256[:12])
 
 
 def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> bytes:

@@ -268,6 +268,27 @@ def test_two_trials_that_start_together_with_two_files_do_not_both_stay(tmp_path
     assert not store.names("encoders", "")
 
 
+def test_a_good_encoder_that_no_longer_fits_is_an_error_and_is_not_made_again(
+    tmp_path, monkeypatch, counted
+):
+    store, cells = Store(tmp_path), sweep(method="none", eval="knn").cells()
+    trial.run(cells[:1], store, HERE)
+    build = trial.backbones.build
+
+    def renamed(*arguments):  # as a newer timm may do
+        made = build(*arguments)
+        made.other_norm = made.norm
+        return made
+
+    monkeypatch.setattr(trial.backbones, "build", renamed)
+    name = f"encoders/{cells[0].encoder.id}.safetensors"
+    sentence = rf"{name} is intact and does not fit vit/tiny-14 .*made with .*timm.*use another st"
+    with pytest.raises(ValueError, match=sentence):
+        trial.run(cells[1:], store, HERE)
+    assert counted["pretrain"] == 1
+    assert store.has(name)
+
+
 @pytest.mark.data
 def test_every_split_has_its_own_features_also_where_one_file_holds_all(tmp_path, data):
     here = trial.Here(torch.device("cpu"), data=data, code="test")
