@@ -3,8 +3,11 @@
     bytes -> {name: tensor} -> prefix cut off, numbers named -> resampled -> the encoder, in place
 
 Two things look right and are not. A smaller network finds all of its tensors in a larger one of its
-family (ResNet-18 in ResNet-34), so a file with weights of its own inside our modules is refused.
-And MoCo v3's ViT-Small has twelve heads where every other has six, with tensors of equal shapes.
+family (ResNet-18 in ResNet-34), so a file with weights of its own for our modules is refused, also
+for modules that are empty in ours: a norm before the blocks or after the pool, registers.
+And MoCo v3's ViT-Small has twelve heads where every other has six, with tensors of equal shapes. It
+is known by MoCo v3's prefix alone: saved under another one, or anyone's ViT of other heads, it is
+taken without a word, for nothing in a file says how many heads it had.
 """
 
 import argparse
@@ -25,7 +28,7 @@ PREFIXES = (  # of the encoder's tensors; where several fit equally well, the fi
     "module.",  # SwAV
 )
 NUMBERS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
-MAY_STAY = 3  # tensors that need not be in the file: a stem, or the embeddings
+MAY_STAY = 3  # tensors that need not be in the file, as a stem; but never the positions of a ViT
 
 
 def read(content: bytes, suffix: str) -> dict:
@@ -73,7 +76,7 @@ def fit(encoder, state: Mapping) -> tuple[list[str], list[str], list[str]]:
     scales = [k for k in kept if k.endswith((".ls1.gamma", ".ls2.gamma")) and (own[k] == 1).all()]
     kept = [k for k in kept if k not in scales]
     alien = [k for k, v in ready.items() if v.is_floating_point() and _inside(k, encoder, own)]
-    if len(kept) > MAY_STAY or alien:
+    if len(kept) > MAY_STAY or "pos_embed" in kept or alien:
         raise ValueError(_misfit(own, kept, alien, found, state))
 
     encoder.load_state_dict(fits, strict=False)
@@ -142,12 +145,15 @@ def _coloured(tensor, own):
 
 
 def _inside(name: str, encoder, own: Mapping) -> bool:
-    """Whether a tensor that we have not belongs into a module of ours, and not to a classifier."""
+    """Whether a tensor that we have not belongs into a module of ours, and not to a classifier.
+
+    timm's encoders have the parts of their relatives too, empty: fc_norm, norm_pre, reg_token.
+    """
     classifier = (getattr(encoder, "pretrained_cfg", None) or {}).get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     if name in own or name.startswith(tuple(f"{head}." for head in heads)):
         return False
-    return name.partition(".")[0] in {k.partition(".")[0] for k in own}
+    return hasattr(encoder, name.partition(".")[0])
 
 
 def _misfit(own: Mapping, kept: list, alien: list, found: Mapping, state: Mapping) -> str:

@@ -1,8 +1,8 @@
 """Which published file an init is: tags and addresses as their owners name them.
 
-A digest stands here where we read it at the source; empty, the file is not compared with any, but
-its SHA-256 is in every row all the same. What is not here: MoCo v3's ViT-Small, whose heads are not
-ours (see _layouts.py).
+A digest stands here where we read it at the source; without a full one, a file is compared with
+the first that a store has met under its name (`weights.pin`). Its SHA-256 is in every row in any
+case. What is not here: MoCo v3's ViT-Small, whose heads are not ours (see _layouts.py).
 """
 
 from dataclasses import dataclass

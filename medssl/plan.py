@@ -10,13 +10,13 @@ import subprocess
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import medssl
 from medssl import datasets, registry, results, weights
-from medssl.spec import NONE, Cell, Sweep, supervised
+from medssl.spec import NONE, Cell, EncoderSpec, Sweep, parent
 from medssl.store import Store
 
 
@@ -33,9 +33,8 @@ class Plan:
         return len({cell.encoder.id for cell in self.cells})
 
     def to_pretrain(self, store: Store) -> int:
-        """Encoders that are not in the store and that a missing cell needs."""
-        have = store.names("encoders", ".safetensors")
-        return len({c.encoder.id for c in self.missing if c.encoder.id not in have})
+        """Encoders that are not in the store and that a missing cell needs, parents included."""
+        return len(to_make(self.missing, store.names("encoders", ".safetensors")))
 
 
 def load(path: Path) -> Sweep:
@@ -84,7 +83,8 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
     problems, absent = Counter(), Counter()
     for backbone, size in sorted({(s.backbone, s.image_size) for s in specs}):
         problems.update(_wrong(backbone, size))
-    for name, size in needed_data(cells):
+    named, made = to_make(cells), to_make(missing, store.names("encoders", ".safetensors"))
+    for name, size in needed_data(cells, named):
         problems.update(datasets.wrong(name, size))
     for views in sorted({s.views for s in specs if s.method != NONE} - set(presets)):
         problems[f"no views {views!r}: choose from own, {', '.join(presets)}"] += 1
@@ -97,14 +97,14 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
             problems[f"no {axis} {value!r}: choose from {', '.join(known)}"] += 1
     for backbone, init in sorted({(s.backbone, s.init) for s in specs}):
         problems.update(weights.wrong(backbone, init))
-    for name, init in sorted({(weights.pin(s.init), s.init) for s in specs if weights.pin(s.init)}):
-        problems.update(weights.changed(init, store.read(name)))
+    for backbone, init in needed_weights(made):
+        problems.update(weights.changed(backbone, init, store.read))
     if any(map(_needs_solo, {s.method for s in specs})) and not importlib.util.find_spec("solo"):
         problems["solo-learn is missing: pip install --no-deps solo-learn==1.0.2"] += 1
     if not problems:
-        for name, size in needed_data(missing):
+        for name, size in needed_data(missing, made):
             absent.update(datasets.check(name, size, data))
-        for backbone, init in needed_weights(missing, store):
+        for backbone, init in needed_weights(made):
             absent.update(weights.check(backbone, init, store.has))
     return Plan(sweep, cells, missing, list(problems), list(absent))
 
@@ -112,34 +112,41 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
 def ready(plan: Plan, store: Store, data: Path | None) -> list[str]:
     """Fetches and verifies the files that missing cells need; a sentence for each that failed."""
     failed = []
-    for name, size in needed_data(plan.missing):
+    made = to_make(plan.missing, store.names("encoders", ".safetensors"))
+    for name, size in needed_data(plan.missing, made):
         try:
             datasets.ready(name, size, data)
-        except ValueError as problem:
+        except (ValueError, OSError) as problem:
             failed.append(str(problem))
-    for backbone, init in needed_weights(plan.missing, store):
+    for backbone, init in needed_weights(made):
         try:
             weights.ready(backbone, init, store.has)
-        except ValueError as problem:
+            failed += weights.changed(backbone, init, store.read)  # by what has just been fetched
+        except (ValueError, OSError) as problem:
             failed.append(str(problem))
     return failed
 
 
-def needed_data(cells: Sequence[Cell]) -> list[tuple[str, int]]:
-    """(dataset, image size) of every set that the cells pretrain on or are judged on."""
-    needed = set()
-    for cell in cells:
-        learned = supervised(cell.encoder.init)
-        names = cell.encoder.dataset, cell.target, *(learned[:1] if learned else ())
-        needed |= {(name, cell.encoder.image_size) for name in names}
-    return sorted(needed)
+def to_make(cells: Sequence[Cell], have: Collection[str] = ()) -> list[EncoderSpec]:
+    """Encoders of the cells that are not in `have`, and the parents that those start from."""
+    found, waiting = {}, [cell.encoder for cell in cells]
+    while waiting:
+        spec = waiting.pop()
+        if spec.id not in found and spec.id not in have:
+            found[spec.id] = spec
+            waiting += [above] if (above := parent(spec)) else []
+    return list(found.values())
 
 
-def needed_weights(cells: Sequence[Cell], store: Store) -> list[tuple[str, str]]:
-    """(backbone, init) of every encoder that is not in the store."""
-    have = store.names("encoders", ".safetensors")
-    specs = [c.encoder for c in cells if c.encoder.id not in have]
-    return sorted({(s.backbone, s.init) for s in specs})
+def needed_data(cells: Sequence[Cell], made: Sequence[EncoderSpec]) -> list[tuple[str, int]]:
+    """(dataset, image size) of every set that is learned from by `made`, or judged on."""
+    learned = {(spec.dataset, spec.image_size) for spec in made}
+    return sorted(learned | {(cell.target, cell.encoder.image_size) for cell in cells})
+
+
+def needed_weights(made: Sequence[EncoderSpec]) -> list[tuple[str, str]]:
+    """(backbone, init) of every encoder that is to be made."""
+    return sorted({(spec.backbone, spec.init) for spec in made})
 
 
 def code_version() -> str:

@@ -111,7 +111,7 @@ class EncoderSpec(_Content):
     early_stop: str = "never"  # or "collapse": when two looks in a row find features on a line
     seed: Whole = 0  # of the init, the order of images and the views
     recipe: Settings = ()  # the method's whole Config: editing a default renames the encoder
-    version: int = 2  # of loop, view presets and backbones; raise it when a fix outdates encoders
+    version: int = 2  # of loop, view presets, backbones, inits; raise it if a fix outdates encoders
 
     def __post_init__(self):
         super().__post_init__()

@@ -2,7 +2,7 @@
 
     encoders/ID.safetensors   features/ID/IMAGES-SPLIT-ENCODER.safetensors   checkpoints/ID.pt
     rows/CELL.parquet         predictions/CELL.parquet            progress/ID.json   logs/ID.log
-    inits/NAME.sha256         which file a `file:` init is, see weights.py
+    inits/NAME.sha256         which file was meant by the name of an init, see weights.py
 
 A file appears whole or not at all: it is written beside its name, forced to disk, then renamed. Two
 processes that write the same name write the same content, to the last digits of their machines, so

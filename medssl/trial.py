@@ -42,7 +42,7 @@ from medssl import (
 )
 from medssl.evals import Features
 from medssl.features import Judged
-from medssl.pretrain import Checkpoint, NotFinite, pretrain
+from medssl.pretrain import Checkpoint, NotFinite, initial, pretrain
 from medssl.spec import SUPERVISED, Cell, EncoderSpec, parent
 from medssl.store import Store
 
@@ -186,25 +186,34 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
     """The encoder from the store, where it is put by pretraining if it is not there."""
     name = f"encoders/{spec.id}.safetensors"
 
-    def read(content: bytes) -> Made:
-        about = _about(content)
-        encoder = backbones.build(spec.backbone, spec.image_size)
-        encoder.load_state_dict(safetensors.torch.load(content))
-        progress.curve = about.pop("curve")
-        for own in ("init", "learned"):  # of the file, not of the rows
-            about.pop(own, None)
-        return Made(encoder, about, hashlib.sha256(content).hexdigest()[:12])
+    def read(content: bytes) -> tuple[dict, dict, str]:
+        return safetensors.torch.load(content), _about(content), hashlib.sha256(content).hexdigest()
 
-    if found := _intact(store, name, read, progress):
-        return found
-    pin_init(spec.init, store)
-    content = _pretrained(spec, store, here, progress)
-    with contextlib.suppress(FileExistsError):  # another was first, and others judge its encoder
-        store.write(name, content, exclusive=True)
-    store.delete(f"checkpoints/{spec.id}.pt")
-    if found := _intact(store, name, read, progress):
-        return found
-    raise OSError(f"{store.root}/{name} was written and cannot be read: look at the disk")
+    if not (found := _intact(store, name, read, progress)):
+        pin_init(spec, store)
+        content = _pretrained(spec, store, here, progress)
+        _known(spec, store)  # two trials may have started together with two files
+        with contextlib.suppress(FileExistsError):  # another was first: others judge its encoder
+            store.write(name, content, exclusive=True)
+        store.delete(f"checkpoints/{spec.id}.pt")
+        if not (found := _intact(store, name, read, progress)):
+            raise OSError(f"{store.root}/{name} was written and cannot be read: look at the disk")
+    state, about, sha256 = found
+    encoder = backbones.build(spec.backbone, spec.image_size)
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as misfit:
+        if can_pass(misfit):
+            raise
+        raise ValueError(
+            f"{name} is intact and does not fit {spec.backbone} as it is built here: it was made "
+            f"with {about.get('encoder_versions')}, and here are {versions()}: install what it was "
+            f"made with, or use another store"
+        ) from misfit
+    progress.curve = about.pop("curve")
+    for own in ("init", "learned"):  # of the file, not of the rows
+        about.pop(own, None)
+    return Made(encoder, about, sha256[:12])
 
 
 def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> bytes:
@@ -277,12 +286,18 @@ def _start(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> b
     return store.read(name) if (name := weights.source(spec.init)) else None
 
 
-def pin_init(init: str, store: Store) -> None:
-    """Remembers the file of a `file:` init; ValueError where the store knows another by it."""
-    if (name := weights.pin(init)) and (sha256 := weights.digest(init)):
-        if problems := weights.changed(init, store.read(name)):
-            raise ValueError(problems[0])
-        store.write(name, sha256.encode())
+def pin_init(spec: EncoderSpec, store: Store) -> None:
+    """Remembers the file of the init, if it loads; ValueError where the store knows another."""
+    if name := weights.pin(spec.backbone, spec.init):
+        weights.ready(spec.backbone, spec.init)
+        _known(spec, store)
+        if not store.has(name):
+            store.write(name, initial(spec).loaded.sha256.encode())
+
+
+def _known(spec: EncoderSpec, store: Store) -> None:
+    if problems := weights.changed(spec.backbone, spec.init, store.read):
+        raise ValueError(problems[0])
 
 
 def evaluate(

@@ -15,19 +15,26 @@ three, and a stem that does not fit (3x3) stays random. What was changed, left a
 `Loaded`, in the trial's log and in the encoder's file. Nothing in a file is executed.
 
 Published files are looked for in MEDSSL_WEIGHTS, in the caches, then on the network, and compared
-with their SHA-256 where it is known; it is in every row in any case. A PATH that is not absolute is
-looked for in MEDSSL_WEIGHTS alone, because workers run in folders of their own.
+with their SHA-256 where it is known; it is in every row in any case. `ready` keeps them in
+MEDSSL_WEIGHTS where that is set, so that the nodes of a cluster find what one of them has fetched.
+A PATH that is not absolute is looked for in MEDSSL_WEIGHTS alone, because workers run in folders of
+their own.
 
 An id holds the name of an init and not the file's content. So a store remembers which file was
-meant by each `file:PATH` (`pin`, `changed`) and refuses another under the same name; with @ and 12
-or more digits of its SHA-256, the content is part of the name.
+meant by each `file:PATH`, and by each published name without a full SHA-256 of its own (`pin`,
+`changed`), and refuses another under the same name; with @ and 12 or more digits of its SHA-256,
+the content is part of the name.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable
+import shutil
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +48,7 @@ def _nowhere(name: str) -> bool:
 
 
 OWN = ("file:PATH", "encoder:ID", "supervised:DATASET")
+STALLED_S = 20  # seconds without a byte, after which a download has failed
 
 
 @dataclass(frozen=True)
@@ -79,37 +87,45 @@ def source(init: str) -> str:
 def check(backbone: str, init: str, has: Callable[[str], bool] = _nowhere) -> list[str]:
     """What stands between this machine and the init, a sentence each; imports no torch.
 
-    `has` says whether the store has a file.
+    `has` says whether the store has a file. A supervised init is an encoder to be made, whose own
+    init is asked for by itself.
     """
-    if (problems := wrong(backbone, init)) or init == "random":
+    if (problems := wrong(backbone, init)) or init == "random" or supervised(init):
         return problems
-    if found := supervised(init):
-        return check(backbone, found[1], has)
     if kept := source(init):
         return [] if has(kept) else [f"{kept} is not in the store: run the sweep that makes it"]
     if not (path := _present(backbone, init)):
         return [_absent(backbone, init)]
-    if _named(init):  # a published file is compared by `ready`: a plan reads no hundreds of MB
+    if _named(init):  # a published file is compared by `ready`: this reads no hundreds of MB
         return _unlike(path, _sha256(path), _named(init)[1])
     return []
 
 
 def ready(backbone: str, init: str, has: Callable[[str], bool] = _nowhere) -> None:
-    """Fetches what is absent, and compares it; ValueError with a remedy where that fails."""
+    """Fetches what is absent, compares it, and keeps it in MEDSSL_WEIGHTS.
+
+    ValueError with a remedy; OSError, with one too, where a download failed, which may pass.
+    """
     if problems := check(backbone, init, has) if source(init) else wrong(backbone, init):
         raise ValueError(problems[0])
-    if found := supervised(init):
-        return ready(backbone, found[1], has)
-    if init != "random" and not source(init):
-        path, promised = _file(backbone, init)
-        if problems := _unlike(path, _sha256(path), promised):
-            raise ValueError(problems[0])
+    if init == "random" or source(init) or supervised(init):
+        return
+    path, promised = _file(backbone, init)
+    if problems := _unlike(path, _sha256(path), promised):
+        raise ValueError(problems[0])
+    folder = os.environ.get("MEDSSL_WEIGHTS")
+    if folder and not _named(init) and not _offline(name := _published.of(backbone, init).name):
+        with (
+            contextlib.suppress(OSError),  # a folder to read from alone: others fetch it themselves
+            _whole(Path(folder).expanduser() / name) as draft,
+        ):
+            shutil.copyfile(path, draft)
 
 
 def initialise(encoder, backbone: str, init: str, kept: bytes | None = None) -> Loaded:
     """Puts the init's weights into `encoder`, in place; "random" leaves it as it was built.
 
-    `kept` is what the store has under `source(init)`.
+    `kept` is what the store has under `source(init)`. ValueError, and OSError as of `ready`.
     """
     if problems := wrong(backbone, init):
         raise ValueError(problems[0])
@@ -132,34 +148,37 @@ def initialise(encoder, backbone: str, init: str, kept: bytes | None = None) -> 
     return Loaded(sha256, *map(tuple, filled))
 
 
-def digest(init: str) -> str:
-    """The SHA-256 of the file of a `file:` init; empty where it is absent, and for other inits."""
-    path = _located(_named(init)[0]) if _named(init) else None
-    return _sha256(path) if path else ""
-
-
-def pin(init: str) -> str:
+def pin(backbone: str, init: str) -> str:
     """Where a store remembers which file was meant by `init`; empty where its name says it."""
-    if not (named := _named(init)) or named[1]:
+    if named := _named(init):
+        name, known = init, named[1]
+    elif file := _published.of(backbone, init):
+        name, known = file.name, len(file.sha256) == 64
+    else:
         return ""
-    return f"inits/{hashlib.sha256(init.encode()).hexdigest()[:12]}.sha256"
+    return "" if known else f"inits/{hashlib.sha256(name.encode()).hexdigest()[:12]}.sha256"
 
 
-def changed(init: str, remembered: bytes | None) -> list[str]:
-    """A sentence where the file is another one than the one that the store remembers."""
-    was, now = (remembered or b"").decode(), digest(init)
-    if not was or not now or was == now:
+def changed(backbone: str, init: str, read: Callable[[str], bytes | None]) -> list[str]:
+    """A sentence where the file is another one than the one that the store remembers.
+
+    `read` gives what the store has under a name. A file that is absent is not compared.
+    """
+    name = pin(backbone, init)
+    was = ((name and read(name)) or b"").decode()
+    if not was or not (path := _present(backbone, init)) or was == (now := _sha256(path)):
         return []
+    other = f"{init if _named(init) else f'file:{path}'}@{now[:12]}"
     return [
-        f"{init} is not the file that this store knows by that name (SHA-256 {was[:12]}..., now "
-        f"{now[:12]}...): put that one back, or name this one {init}@{now[:12]}"
+        f"{path}, of init {init!r}, is not the file that this store knows by that name (SHA-256 "
+        f"{was[:12]}..., now {now[:12]}...): put that one back, or name this one {other}"
     ]
 
 
 def _named(init: str) -> tuple[str, str] | None:
     """(PATH, SHA or "") of "file:PATH[@SHA]"; None for any other init."""
-    match = re.fullmatch(r"file:(.+?)(?:@([0-9a-f]{12,64}))?", init)
-    return (match[1], match[2] or "") if match else None
+    match = re.fullmatch(r"file:(.+?)(?:@([0-9a-fA-F]{12,64}))?", init)
+    return (match[1], (match[2] or "").lower()) if match else None
 
 
 def _located(path: str) -> Path | None:
@@ -210,21 +229,45 @@ def _file(backbone: str, init: str) -> tuple[Path, str]:
 
 
 def _fetched(backbone: str, init: str) -> Path:
+    """From the network into the caches; OSError where that fails, which may pass."""
+    if _named(init):  # a file of the user's own, which nobody else has
+        raise ValueError(_absent(backbone, init))
     file = _published.of(backbone, init)
     try:
-        if file is None:  # a file of the user's own, which nobody else has
-            raise FileNotFoundError
         if file.hub:
-            from huggingface_hub import hf_hub_download
+            from huggingface_hub import hf_hub_download  # which gives up on a stalled one by itself
 
             return Path(hf_hub_download(file.hub, "model.safetensors"))
-        from torch.hub import download_url_to_file
-
-        _cache(file).parent.mkdir(parents=True, exist_ok=True)
-        download_url_to_file(file.url, str(_cache(file)), file.sha256 or None, progress=False)
+        _download(file, _cache(file))
         return _cache(file)
     except Exception as failed:  # whatever a client raises when it has no network
-        raise ValueError(f"{_absent(backbone, init)} ({type(failed).__name__})") from None
+        why = f"{type(failed).__name__}: {str(failed).partition(chr(10))[0]}"
+        raise OSError(f"{_absent(backbone, init)} (the download failed: {why})") from None
+
+
+def _download(file: Published, path: Path) -> None:
+    """What its address sends, if that is all of it and has its checksum; else OSError."""
+    asked = urllib.request.Request(file.url, headers={"User-Agent": "medssl"})
+    with urllib.request.urlopen(asked, timeout=STALLED_S) as sent, _whole(path) as draft:
+        with open(draft, "wb") as to:
+            shutil.copyfileobj(sent, to, 1 << 20)
+        size, came = sent.headers.get("Content-Length"), draft.stat().st_size
+        if size and int(size) != came:
+            raise OSError(f"{came} of {size} bytes came")
+        if problems := _unlike(draft, _sha256(draft), file.sha256):
+            raise OSError(problems[0])
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A draft beside `path`, which takes its name when it is written; an error leaves neither."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield draft
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def _absent(backbone: str, init: str) -> str:

@@ -2,17 +2,21 @@
 
     medssl run sweeps/inits.py --data FOLDER
 
-`none` is the init itself; `simclr` goes on from it, as REMEDIS does. Cost: 200 epochs of three
-small sets for each (backbone, init), hours on one GPU; the weights are fetched, or looked for in
-MEDSSL_WEIGHTS. Success: a row per init, and every row of `none` says which file it is
-(`init_sha256`). Inits that a backbone does not have are dropped, and listed.
+`none` is the init itself, as DINOv2 is compared with ImageNet; `simclr` goes on from it, as REMEDIS
+does. Cost: 117 pretrainings of 200 epochs on small sets, 13 (backbone, init) of three sets and
+seeds, and nine encoders that learn the labels of ChestMNIST: a day or so on one GPU (estimated, not
+measured). The weights are fetched, or looked for in MEDSSL_WEIGHTS. Success: a row per init, and
+every row of `none` says which file it is (`init_sha256`). Inits that a backbone does not have are
+dropped, and counted by `medssl plan`.
 """
 
 from medssl import Resources, Sweep, cli
 
+CHEST = "supervised:medmnist/chestmnist@imagenet"  # as the chest X-ray studies pretrain
 HAVE = {
-    "resnet/50-7x7": ("random", "imagenet", "imagenet_ssl/dino"),
-    "vit/small-16": ("random", "imagenet", "imagenet_ssl/dino"),
+    "resnet/50-7x7": ("random", "imagenet", "imagenet_ssl/dino", CHEST),
+    "vit/small-16-ls": ("random", "imagenet", "imagenet_ssl/dino", "dinov2", CHEST),
+    "bit/50x1": ("random", "imagenet", "bit", CHEST),
 }
 
 

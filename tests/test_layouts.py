@@ -236,6 +236,23 @@ def test_a_file_of_another_architecture_is_a_sentence_and_changes_nothing(
     assert all(torch.equal(v, before[k]) for k, v in encoder_.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("variant", "without", "sentence"),
+    [
+        ({"pre_norm": True}, (), r"have no place in the encoder \(as norm_pre\.weight\)"),
+        ({"global_pool": "avg"}, (), r"have no place in the encoder \(as fc_norm\.weight\)"),
+        ({"reg_tokens": 4}, (), r"have no place in the encoder \(as reg_token\)"),
+        ({"reg_tokens": 4}, ("reg_token",), r"1 of .* tensors find nothing in it \(as pos_embed"),
+    ],
+)
+def test_a_vit_with_parts_that_ours_has_not_is_refused(variant, without, sentence, tmp_path):
+    sized = {"img_size": 28, "patch_size": 14, "num_classes": 0}
+    state = timm.create_model("vit_tiny_patch16_224", **sized, **variant).state_dict()
+    torch.save({k: v for k, v in state.items() if k not in without}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=sentence):
+        weights.initialise(encoder(VIT, 2), VIT, f"file:{tmp_path}/x.pth")
+
+
 def test_moco_v3s_vit_small_is_refused_because_its_heads_are_not_ours(tmp_path):
     state = under("module.base_encoder.", encoder("vit/small-14", 1).state_dict())
     torch.save({"state_dict": state}, tmp_path / "x.pth.tar")

@@ -1,18 +1,21 @@
 """What a user gets wrong is told before anything starts, and planning needs no torch."""
 
+import hashlib
 import importlib
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from medssl import datasets, plan, registry
-from medssl.spec import Sweep
+from medssl.spec import Sweep, parent
 from medssl.store import Store
 
 ROOT = Path(__file__).parents[1]
+PIN = partial(plan.weights.pin, "resnet/18-3x3")
 HEAVY = [
     "torch",
     "timm",
@@ -84,15 +87,21 @@ def test_another_file_under_a_name_that_the_store_knows_is_a_problem(tmp_path):
     path.write_bytes(b"one")
     init = f"file:{path}"
     assert plan.make(grid(init=init), store, None).problems == []
-    store.write(plan.weights.pin(init), plan.weights.digest(init).encode())
+    store.write(PIN(init), hashlib.sha256(b"one").hexdigest().encode())
     assert plan.make(grid(init=[init, "random"]), store, None).problems == []
     path.write_bytes(b"another")
     (told,) = plan.make(grid(init=[init, "random"]), store, None).problems
-    named = f"{init}@{plan.weights.digest(init)[:12]}"
+    named = f"{init}@{hashlib.sha256(b'another').hexdigest()[:12]}"
+    above = f"supervised:phantom/xray@{init}"
+    assert plan.make(grid(init=above), store, None).problems == [told]
     assert told.endswith(f"put that one back, or name this one {named}")
     again = plan.make(grid(init=named), store, None)
     assert (again.problems, again.absent) == ([], [])
+    for cell in grid(init=init).cells():  # encoders that are there need no file
+        store.write(f"encoders/{cell.encoder.id}.safetensors", b"-")
+    assert plan.make(grid(init=init), store, None).problems == []
     path.unlink()
+    assert plan.make(grid(init=init), store, None).absent == []
     assert "there is no" in plan.make(grid(init=named), store, None).absent[0]
 
 
@@ -135,6 +144,15 @@ def test_every_sweep_in_the_repository_can_be_planned_and_says_what_it_costs(pat
     doc = path.read_text().split('"""')[1]
     for part in ("Cost:", "Success:", "sweeps/" + path.name):
         assert part in doc
+
+
+def test_the_sweep_over_inits_drops_what_a_backbone_has_not_and_has_every_kind_of_init():
+    found = plan.load(ROOT / "sweeps/inits.py")
+    kept = {(c.encoder.backbone, c.encoder.init) for c in found.cells()}
+    assert found.dropped()["this backbone has no such weights"] > 0
+    assert all(plan.weights.wrong(*pair) == [] for pair in kept)
+    kinds = {init.partition(":")[0] for _, init in kept}
+    assert kinds == {"random", "imagenet", "imagenet_ssl/dino", "dinov2", "bit", "supervised"}
 
 
 def test_solo_learn_is_found_before_and_after_its_door_was_opened(tmp_path):
@@ -250,3 +268,38 @@ def test_a_supervised_init_starts_from_no_encoder_of_the_store(tmp_path, above):
     init = f"supervised:phantom/cells@{above}"
     (told,) = plan.make(grid(init=init), Store(tmp_path), None).problems
     assert told == f"init {init!r} starts from {above!r}: after @ name no encoder of the store"
+
+
+def test_only_what_encoders_to_be_made_need_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan.weights, "_cached", lambda file: None)
+    given = {"backbone": "resnet/18-7x7", "image_size": 28, "target": "phantom/xray"}
+    init = "supervised:medmnist/chestmnist@imagenet"
+    sweep = Sweep(name="t", method="simclr", dataset="medmnist/pathmnist", init=init, **given)
+    store, child = Store(tmp_path), sweep.cells()[0].encoder
+
+    def asked() -> tuple[list[str], int]:
+        found = plan.make(sweep, store, tmp_path)
+        names = ("pathmnist.npz", "chestmnist.npz", "resnet18.tv_in1k")
+        failed = plan.ready(found, store, tmp_path)
+        assert [[n in s for n in names] for s in failed] == (
+            [[n in s for n in names] for s in found.absent]
+        )
+        return [n for n in names if any(n in s for s in found.absent)], found.to_pretrain(store)
+
+    monkeypatch.setattr(plan.datasets, "ready", fail_if_absent)
+    monkeypatch.setattr(plan.weights, "_fetched", no_network)
+    assert asked() == (["pathmnist.npz", "chestmnist.npz", "resnet18.tv_in1k"], 2)
+    store.write(f"encoders/{parent(child).id}.safetensors", b"-")
+    assert asked() == (["pathmnist.npz"], 1)
+    store.write(f"encoders/{child.id}.safetensors", b"-")
+    store.delete(f"encoders/{parent(child).id}.safetensors")
+    assert asked() == ([], 0)
+
+
+def fail_if_absent(name, size, root):
+    if problems := datasets.check(name, size, root):
+        raise ValueError(problems[0])
+
+
+def no_network(backbone, init):
+    raise OSError(plan.weights._absent(backbone, init))

@@ -227,12 +227,66 @@ def test_a_file_that_was_exchanged_is_refused_and_not_mixed_with_the_first(tmp_p
     with pytest.raises(ValueError, match="is not the file that this store knows by that name"):
         trial.run(second, store, HERE)
     assert results.missing(first + second, store) == second
-    named = sweep(method="none", init=f"{init}@{weights.digest(init)[:12]}", eval="knn").cells()
+    digits = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    named = sweep(method="none", init=f"{init}@{digits}", eval="knn").cells()
     trial.run(named, store, HERE)
     for cell in first:  # an encoder that is there needs no file
         store.delete(f"rows/{cell.id}.parquet")
     trial.run(first, store, HERE)
     assert results.missing(first + named, store) == []
+
+
+@pytest.mark.whole
+def test_a_file_that_does_not_load_locks_no_name(tmp_path):
+    path, store = tmp_path / "mine.pth", Store(tmp_path)
+    cells = sweep(method="none", init=f"file:{path}", eval="knn", label_fraction=1.0).cells()
+    state = backbones.build("vit/tiny-14", 28).state_dict()
+    for wrong in (b"torn", {"head": torch.ones(1)}):
+        path.write_bytes(wrong) if isinstance(wrong, bytes) else torch.save(wrong, path)
+        with pytest.raises(ValueError, match=r"cannot be read|does not fit"):
+            trial.run(cells, store, HERE)
+    assert not store.names("inits", "")
+    torch.save(state, path)
+    trial.run(cells, store, HERE)
+    assert results.missing(cells, store) == []
+    assert len(store.names("inits", ".sha256")) == 1
+
+
+def test_two_trials_that_start_together_with_two_files_do_not_both_stay(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    spec = sweep(method="none", init=f"file:{tmp_path}/mine.pth").cells()[0].encoder
+    (tmp_path / "mine.pth").write_bytes(b"ours")
+    monkeypatch.setattr(trial, "pin_init", lambda *_: None)
+
+    def made(*_):  # meanwhile another node has remembered its own file
+        store.write(weights.pin(spec.backbone, spec.init), b"0" * 64)
+        return b"encoder"
+
+    monkeypatch.setattr(trial, "_pretrained", made)
+    with pytest.raises(ValueError, match="is not the file that this store knows by that name"):
+        trial.encoder_of(spec, store, HERE, trial.Progress(store, spec, 1))
+    assert not store.names("encoders", "")
+
+
+def test_a_good_encoder_that_no_longer_fits_is_an_error_and_is_not_made_again(
+    tmp_path, monkeypatch, counted
+):
+    store, cells = Store(tmp_path), sweep(method="none", eval="knn").cells()
+    trial.run(cells[:1], store, HERE)
+    build = trial.backbones.build
+
+    def renamed(*arguments):  # as a newer timm may do
+        made = build(*arguments)
+        made.other_norm = made.norm
+        return made
+
+    monkeypatch.setattr(trial.backbones, "build", renamed)
+    name = f"encoders/{cells[0].encoder.id}.safetensors"
+    sentence = rf"{name} is intact and does not fit vit/tiny-14 .*made with .*timm.*use another st"
+    with pytest.raises(ValueError, match=sentence):
+        trial.run(cells[1:], store, HERE)
+    assert counted["pretrain"] == 1
+    assert store.has(name)
 
 
 @pytest.mark.data

@@ -1,8 +1,12 @@
 """An init is looked for in order, compared with its checksum, and named where it is absent."""
 
+import contextlib
 import hashlib
+import http.server
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import huggingface_hub
@@ -11,7 +15,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from medssl import _published, backbones, registry, weights
+from medssl import _published, backbones, registry, trial, weights
 
 STEMS = [  # one backbone for each name in the table of published files
     *("resnet/18-7x7", "resnet/50-7x7", "vit/tiny-16", "vit/small-8", "vit/small-16", "vit/base-8"),
@@ -124,13 +128,15 @@ def test_an_absent_file_is_a_sentence_with_its_name_and_place(
     monkeypatch.setenv("MEDSSL_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_network)
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
+    monkeypatch.setattr(weights.urllib.request, "urlopen", no_network)
     (told,) = weights.check(backbone, init)
     for part in (*parts, f"init {init!r} of {backbone}", "set MEDSSL_WEIGHTS to its folder"):
         assert part in told
-    with pytest.raises(ValueError, match="set MEDSSL_WEIGHTS to its folder") as error:
-        weights.ready(backbone, init)
-    assert str(error.value).startswith(told)
+    for use in (weights.ready, lambda b, i: weights.initialise(None, b, i)):
+        with pytest.raises(OSError, match="set MEDSSL_WEIGHTS to its folder") as error:
+            use(backbone, init)
+        assert str(error.value).startswith(told)
+        assert trial.can_pass(error.value)
 
 
 def no_network(*arguments, **named):
@@ -201,9 +207,68 @@ def test_what_is_not_on_the_hub_is_fetched_once_and_compared(folder, monkeypatch
         _published, "FILES", {init: {"resnet/50": replace(file, name="y", sha256="ab" * 32)}}
     )
     source.write_bytes(b"other weights")
-    with pytest.raises(ValueError, match=r"set MEDSSL_WEIGHTS to its folder \(RuntimeError"):
+    with pytest.raises(OSError, match=r"set MEDSSL_WEIGHTS to its folder \(.*should be abab"):
         weights.ready(name, init)
     assert len(weights.check(name, init)) == 1  # nothing is kept of it
+
+
+@contextlib.contextmanager
+def served(answer):
+    """The address of a server that answers each request with `answer(handler)`."""
+    made = type("Handler", (http.server.BaseHTTPRequestHandler,), {"do_GET": answer})
+    made.log_message = lambda *_: None
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), made)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/x.pth"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def cut_short(handler):
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    handler.wfile.write(b"half")
+
+
+def stalled(handler):
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"half")
+    handler.wfile.flush()
+    time.sleep(2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"), [(cut_short, "4 of 1000 bytes came"), (stalled, "TimeoutError")]
+)
+def test_a_download_that_stalls_or_is_cut_short_fails_and_leaves_nothing(
+    answer, why, folder, monkeypatch
+):
+    name, init = "resnet/50-3x3", "imagenet_ssl/swav"
+    monkeypatch.setattr(weights, "STALLED_S", 0.2)
+    with served(answer) as address:
+        file = replace(_published.of(name, init), url=address)
+        monkeypatch.setattr(_published, "FILES", {init: {"resnet/50": file}})
+        with pytest.raises(OSError, match=why):
+            weights.ready(name, init)
+    assert not [p for p in folder.rglob("*") if p.is_file()]
+
+
+def test_what_the_caches_have_is_put_where_all_nodes_see_it(folder, monkeypatch):
+    blob = folder / "hub" / "model.safetensors"
+    blob.parent.mkdir()
+    blob.write_bytes(b"weights")
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(blob))
+    shared = folder / "shared"
+    monkeypatch.setenv("MEDSSL_WEIGHTS", str(shared))
+    weights.ready("resnet/18-7x7", "imagenet")
+    assert [p.name for p in shared.iterdir()] == ["resnet18.tv_in1k.safetensors"]
+    assert (shared / "resnet18.tv_in1k.safetensors").read_bytes() == b"weights"
+    monkeypatch.setenv("MEDSSL_WEIGHTS", str(blob / "no folder"))  # nothing can be written there
+    weights.ready("resnet/18-7x7", "imagenet")
 
 
 def test_every_published_file_has_a_backbone_and_a_tag_that_timm_knows():
@@ -309,20 +374,36 @@ def test_digits_behind_an_at_are_the_files_checksum(tmp_path):
 def test_another_file_under_a_known_name_is_told_until_its_name_has_its_checksum(tmp_path):
     path = tmp_path / "mine.pth"
     path.write_bytes(b"one")
-    init = f"file:{path}"
-    first = weights.digest(init)
-    assert first == hashlib.sha256(b"one").hexdigest()
-    assert weights.pin(init).startswith("inits/")
-    assert weights.pin(init) != weights.pin(f"{init}x")
-    assert weights.changed(init, None) == weights.changed(init, first.encode()) == []
+    backbone, init = "resnet/50-7x7", f"file:{path}"
+    store = {weights.pin(backbone, init): hashlib.sha256(b"one").hexdigest().encode()}
+    assert next(iter(store)).startswith("inits/")
+    assert weights.pin(backbone, init) != weights.pin(backbone, f"{init}x")
+    assert weights.changed(backbone, init, {}.get) == []
+    assert weights.changed(backbone, init, store.get) == []
     path.write_bytes(b"another")
     second = hashlib.sha256(b"another").hexdigest()
-    (told,) = weights.changed(init, first.encode())
-    assert f"name this one {init}@{second[:12]}" in told
-    assert weights.pin(f"{init}@{second[:12]}") == weights.pin("imagenet") == ""
+    (told,) = weights.changed(backbone, init, store.get)
+    assert told.endswith(f"name this one {init}@{second[:12]}")
+    assert weights.pin(backbone, f"{init}@{second[:12]}") == weights.pin(backbone, "random") == ""
+    assert weights.check(backbone, f"{init}@{second[:12].upper()}") == []
     path.unlink()
-    assert weights.digest(init) == weights.digest("imagenet") == ""
-    assert weights.changed(init, first.encode()) == []
+    assert weights.changed(backbone, init, store.get) == []
+
+
+def test_a_published_file_without_a_full_checksum_is_known_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDSSL_WEIGHTS", str(tmp_path))
+    backbone, init = "vit/small-16", "imagenet"
+    path = tmp_path / _published.of(backbone, init).name
+    path.write_bytes(b"one")
+    store = {weights.pin(backbone, init): hashlib.sha256(b"one").hexdigest().encode()}
+    assert weights.changed(backbone, init, store.get) == []
+    path.write_bytes(b"another")
+    second = hashlib.sha256(b"another").hexdigest()
+    for same in (backbone, "vit/small-8-ls"):  # one file, whatever it is put into
+        (told,) = weights.changed(same, init, store.get)
+        assert told.endswith(f"put that one back, or name this one file:{path}@{second[:12]}")
+    assert weights.pin("resnet/50-7x7", "imagenet_ssl/moco_v3-100ep")  # 8 digits are known of it
+    assert weights.pin("resnet/18-7x7", "imagenet") == ""  # all 64
 
 
 def test_planning_asks_without_torch():

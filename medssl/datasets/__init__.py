@@ -74,7 +74,8 @@ def wrong(name: str, size: int) -> list[str]:
 
 
 def ready(name: str, size: int, root: Path | None = None) -> None:
-    """Fetches what is absent and verifies every file, once; ValueError with a remedy."""
+    """Fetches what is absent and verifies every file, once; ValueError with a remedy, OSError
+    where a download failed."""
     family, members = parts(name)
     module = registry.load("datasets", family)
     for member in members:

@@ -55,7 +55,7 @@ def check(variant: str, size: int, root: Path | None = None) -> list[str]:
 
 
 def ready(variant: str, size: int, root: Path | None = None) -> tuple[Path, str]:
-    """The file's path and MD5; fetched if absent, verified once; else ValueError with a remedy."""
+    """The file's path and MD5; fetched if absent, verified once; errors have a remedy."""
     path = _path(variant, size, root)
     md5 = _info(variant)[_key("MD5", size)]
     if not path.exists():
@@ -95,7 +95,7 @@ def verify(variant: str, size: int, root: Path | None = None) -> None:
 
 
 def fetch(variant: str, size: int, root: Path | None = None, timeout_s: float = 20) -> Path:
-    """Downloads the official file, whole or not at all; ValueError where it cannot be reached."""
+    """Downloads the official file, whole or not at all; OSError, which may pass."""
     path, info = _path(variant, size, root), _info(variant)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
     try:
@@ -111,9 +111,7 @@ def fetch(variant: str, size: int, root: Path | None = None, timeout_s: float = 
         os.replace(draft, path)
     except OSError as failed:  # no route, no such host, a proxy's refusal, a read-only folder
         reason = getattr(failed, "reason", failed)
-        raise ValueError(
-            f"{_absent(variant, size, path)} (the download failed: {reason})"
-        ) from None
+        raise OSError(f"{_absent(variant, size, path)} (the download failed: {reason})") from None
     finally:
         draft.unlink(missing_ok=True)
     return path
