@@ -29,7 +29,7 @@ def sweep() -> Sweep:
         epochs=5,
         warmup_epochs=1,
         batch_size=64,
-        learning_rate=1e-3,
+        learning_rate=3e-4,
         seed=range(3),
         eval=["linear_probe", ("finetune", {"learning_rate": 1e-3, "epochs": 10})],
         label_fraction=[0.01, 0.1, 1.0],

@@ -6,6 +6,7 @@ import torch
 from timm.layers import resample_abs_pos_embed
 
 from medssl import backbones, registry
+from medssl.backbones import _one_pixel
 from medssl.backbones import timm as others
 
 BUILT = [("resnet/18-3x3", 28, 512), ("resnet/18-7x7", 64, 512), ("resnet/50-7x7", 28, 2048)]
@@ -132,3 +133,32 @@ def test_a_wrong_name_is_a_sentence(name, size, sentence):
     assert sentence in told
     with pytest.raises(ValueError, match="choose"):
         backbones.build(name, size)
+
+
+@pytest.mark.parametrize("pixels", [(1, 1), (2, 2), (3, 1)])
+def test_a_convolution_of_stride_2_has_a_gradient_also_where_it_sees_one_pixel(pixels):
+    """oneDNN's in bfloat16 is unwritten memory: on a CPU that has it, this met NaN every other time
+    without the mending."""
+    torch.manual_seed(0)
+    theirs = torch.nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
+    ours = _one_pixel.mend(torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, 2, 1, bias=False)))[0]
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(32, 64, *pixels)
+    theirs(x).square().mean().backward()
+    for _ in range(20):
+        junk = torch.full((2_000_000,), torch.nan)
+        del junk  # so that what is unwritten shows
+        ours.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = ours(x)
+        y.float().square().mean().backward()
+        scale = theirs.weight.grad.abs().max().item()
+        torch.testing.assert_close(
+            ours.weight.grad, theirs.weight.grad, rtol=0, atol=0.03 * scale, msg=str(pixels)
+        )
+
+
+def test_the_mended_convolutions_of_a_resnet_are_those_of_stride_2():
+    encoder = backbones.build("resnet/18-7x7", 28)
+    mended = [name for name, part in encoder.named_modules() if type(part) is _one_pixel.Conv]
+    assert mended == ["layer2.0.conv1", "layer3.0.conv1", "layer4.0.conv1"]
