@@ -9,12 +9,15 @@ the same steps would give the same end. Workers are shared by the trials that fo
 the seconds of importing torch are paid once per slot.
 """
 
+import contextlib
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +29,7 @@ DEFAULTS = {  # each undoes something of Ray's that would hurt a sweep
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would start through uv
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoardX would import torch in the driver
     "TUNE_GLOBAL_CHECKPOINT_S": "600",  # Tune's state is scratch here: write it rarely
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it would wait for the trials, which keep what they have
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # it says nothing: see `_ctrl_c`
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the coming default, without its warning
@@ -84,11 +87,12 @@ def run(
         f"{resources.cpu} and {gpu:g}; at most {slots} at a time"
     )
     job = Job(store.root, data, os.environ.get("MEDSSL_WEIGHTS"), code, resources, gpu)
-    try:
+    lost, found = {}, {}
+    with _ctrl_c(say) as asked, contextlib.suppress(KeyboardInterrupt):
         lost = _parents(todo, job, slots, say)
-        found = _fit(todo, job, slots) if todo else {}
-    except KeyboardInterrupt:
-        say("stopping; what is finished is kept")
+        found = _fit(todo, job, slots) if todo and not asked.is_set() else {}
+    if asked.is_set():
+        ray.shutdown()  # no trial goes on
         return {}
     for id, trial in found.items():
         if trial.error is not None:
@@ -125,7 +129,6 @@ def _parents(
 
 def _fit(work: dict[str, Work], job: Job, slots: int) -> dict:
     """One Tune trial for each; Ray's results, by encoder id."""
-    import ray
     from ray import tune
 
     scratch = job.store / "tune" / f"{time.time_ns()}"
@@ -151,11 +154,37 @@ def _fit(work: dict[str, Work], job: Job, slots: int) -> dict:
     try:
         # where a reused worker died early, config is the trial's before it: the folder says which
         return {Path(result.path).name: result for result in tuner.fit()}
-    except KeyboardInterrupt:
-        ray.shutdown()
-        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ctrl_c(say: Callable[[str], None]) -> Iterator[threading.Event]:
+    """Inside, Ctrl-C is answered at once and asks Tune to end, by the signal it always listens to.
+
+    Not by an exception, which Ray's internals may swallow where it happens to strike; a second
+    Ctrl-C is one. Gives the event that is set by the first.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def answer(*_) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        say("stopping; what is finished is kept")
+        signal.raise_signal(signal.SIGUSR1)
+
+    kinds = signal.SIGINT, signal.SIGUSR1
+    before = [signal.signal(kind, signal.default_int_handler) for kind in kinds]  # until Tune does
+    signal.signal(signal.SIGINT, answer)
+    try:
+        yield asked
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
 
 
 def _trial(config: dict, job: Job, work: dict[str, Work]) -> None:
