@@ -141,7 +141,8 @@ def to_make(cells: Sequence[Cell], have: Collection[str] = ()) -> list[EncoderSp
 def needed_data(cells: Sequence[Cell], made: Sequence[EncoderSpec]) -> list[tuple[str, int]]:
     """(dataset, image size) of every set that is learned from by `made`, or judged on."""
     learned = {(spec.dataset, spec.image_size) for spec in made}
-    return sorted(learned | {(cell.target, cell.encoder.image_size) for cell in cells})
+    judged = {(name, cell.encoder.image_size) for cell in cells for name in cell.datasets}
+    return sorted(learned | judged)
 
 
 def needed_weights(made: Sequence[EncoderSpec]) -> list[tuple[str, str]]:

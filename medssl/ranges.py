@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 
 class Range(NamedTuple):
-    holds: Callable[[float], bool]
+    holds: Callable[[object], bool]
     says: str  # "it must be ..."
 
 
@@ -17,6 +17,7 @@ Whole = Annotated[int, Range(lambda value: value >= 0, "0 or more")]
 Positive = Annotated[float, Range(lambda value: value > 0, "above 0")]
 Weight = Annotated[float, Range(lambda value: value >= 0, "0 or more")]
 Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "from 0 to 1")]
+Sets = Annotated[tuple, Range(lambda value: True, "dataset names")]  # beside the target; any order
 
 
 def split(kind: type) -> tuple[type, tuple[Range, ...]]:

@@ -19,7 +19,7 @@ from numbers import Number
 from medssl import registry
 from medssl.ranges import Weight, Whole, split
 
-Scalar = float | int | str | bool
+Scalar = float | int | str | bool | tuple[str, ...]
 Settings = tuple[tuple[str, Scalar], ...]  # a resolved Config, as sorted pairs
 Named = str | tuple[str, Mapping[str, Scalar]]  # "simclr", or ("simclr", {"temperature": 0.1})
 
@@ -55,6 +55,8 @@ def settings(kind: str, named: Named) -> Settings:
 def _one(declared: type, name: str, value: object) -> Scalar:
     """`value` as its declared type: 1, 1.0 and numpy's 1 are one number, and must be one id."""
     kind, ranges = split(declared)
+    if kind is tuple:
+        return _names(name, value)
     if hasattr(value, "dtype") and kind is float:
         value = float(str(value))  # numpy's float32 0.1 is meant as 0.1
     try:
@@ -68,6 +70,14 @@ def _one(declared: type, name: str, value: object) -> Scalar:
         if not allowed.holds(found):
             raise ValueError(f"{name}={value!r}: it must be {allowed.says}")
     return found
+
+
+def _names(name: str, value: object) -> tuple[str, ...]:
+    """Names in one order, once each: "b", ["b"] and ("b", "b") are one setting."""
+    found = [value] if isinstance(value, str) else value
+    if not isinstance(found, list | tuple | set) or not all(isinstance(n, str) for n in found):
+        raise ValueError(f"{name}={value!r}: it must be a name or a list of names")
+    return tuple(sorted(set(found)))
 
 
 class _Content:
@@ -171,6 +181,12 @@ class Cell(_Content):
             raise ValueError(
                 f"label_fraction={self.label_fraction}: a share of the labels in (0, 1], 0.01 is 1%"
             )
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """All that it is judged on: the target, and the sets that its settings name."""
+        named = [n for _, value in self.settings if isinstance(value, tuple) for n in value]
+        return tuple(dict.fromkeys([self.target, *named]))
 
 
 @dataclass(frozen=True, kw_only=True)

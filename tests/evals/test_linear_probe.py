@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-from medssl.evals import Features, linear_probe
+from medssl.evals import Features, _line, linear_probe
 from medssl.features import Judged
 
 
@@ -21,21 +21,21 @@ def problem(n=300, d=20, k=4):
 @pytest.mark.parametrize("penalty", [1.0, 1e-2, 1e-4])
 def test_equals_scikit_learn_on_many_classes(penalty):
     x_ND, y_N = problem()
-    w = linear_probe.fit(x_ND, F.one_hot(y_N).double(), penalty, many=False, iterations=1000)
+    w = _line.fit(x_ND, F.one_hot(y_N).double(), penalty, many=False, iterations=1000)
     theirs = LogisticRegression(C=1 / (penalty * len(x_ND)), max_iter=10000, tol=1e-10)
     theirs.fit(x_ND.numpy(), y_N.numpy())
-    mine = linear_probe.logits(x_ND, w).softmax(1).numpy()
+    mine = _line.logits(x_ND, w).softmax(1).numpy()
     np.testing.assert_allclose(mine, theirs.predict_proba(x_ND.numpy()), atol=2e-4)
 
 
 def test_equals_scikit_learn_on_many_labels():
     x_ND, y_N = problem()
     t_NK = torch.stack([y_N == 0, y_N >= 2], 1).double()
-    w = linear_probe.fit(x_ND, t_NK, 1e-2, many=True, iterations=1000)
+    w = _line.fit(x_ND, t_NK, 1e-2, many=True, iterations=1000)
     for k in range(2):
         theirs = LogisticRegression(C=1 / (1e-2 * len(x_ND)), max_iter=10000, tol=1e-10)
         theirs.fit(x_ND.numpy(), t_NK[:, k].numpy())
-        mine = linear_probe.logits(x_ND, w)[:, k].sigmoid().numpy()
+        mine = _line.logits(x_ND, w)[:, k].sigmoid().numpy()
         np.testing.assert_allclose(mine, theirs.predict_proba(x_ND.numpy())[:, 1], atol=2e-4)
 
 
