@@ -10,11 +10,12 @@ import contextlib
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from medssl.datasets import Images
-from medssl.datasets._splits import subset
+from medssl.datasets._splits import shots, subset
 from medssl.device import autocast
 from medssl.evals import Features
 
@@ -65,6 +66,7 @@ class Judged:
         task: str,
         label_fraction: float = 1.0,
         subset_seed: int = 0,
+        each: int = 0,
         images: Callable[[str, str], Images] | None = None,
         device: torch.device | None = None,
         seed: int = 0,
@@ -72,25 +74,29 @@ class Judged:
         self.task, self.target, self.seed = task, target, seed
         self.live = False  # whether the encoder itself was asked for, and not its features alone
         self._encoder, self._load, self._images, self._device = encoder, load, images, device
-        self._fraction, self._subset = label_fraction, subset_seed
+        self._fraction, self._subset, self._each = label_fraction, subset_seed, each
         self._read: dict[str, Images] = {}  # splits, read once for as long as this cell lasts
 
     def features(self, split: str, dataset: str | None = None) -> Features:
         whole = self._load(dataset or self.target, "train" if split == "unlabeled" else split)
         if split == "unlabeled":
             return Features(whole.x_ND, torch.full_like(whole.t_NK, torch.nan))
-        if split != "train" or self._fraction == 1:
+        if split != "train" or (keep := self._known(whole.t_NK.numpy())) is None:
             return whole
-        keep = torch.from_numpy(subset(whole.t_NK.numpy(), self._fraction, self._subset))
         return Features(whole.x_ND[keep], whole.t_NK[keep])
 
     def images(self, split: str) -> Images:
         if split not in self._read:
             whole = self._images(self.target, split)
-            if split == "train" and self._fraction < 1:
-                whole = whole.part(subset(whole.t_NK, self._fraction, self._subset))
-            self._read[split] = whole
+            keep = self._known(whole.t_NK) if split == "train" else None
+            self._read[split] = whole if keep is None else whole.part(keep)
         return self._read[split]
+
+    def _known(self, t_NK: np.ndarray) -> np.ndarray | None:
+        """Which training images keep their label; None: all."""
+        if self._each:
+            return shots(t_NK, self._each, self._subset)
+        return subset(t_NK, self._fraction, self._subset) if self._fraction < 1 else None
 
     def encoder(self) -> nn.Module:
         self.live = True

@@ -1,6 +1,6 @@
 """What a result is a result of. A field belongs to a spec if changing it can change a number.
 
-    Sweep -> Cell(encoder: EncoderSpec, eval, target, label_fraction, subset_seed)
+    Sweep -> Cell(encoder: EncoderSpec, eval, target, label_fraction | shots, subset_seed)
 
 Ids are hashes of content, so equal specs have equal names on any machine, running again is
 resuming, and an edited default renames exactly what it changes. Where a trial runs is `Resources`,
@@ -31,6 +31,7 @@ OWN = "own"  # the view preset that is the method's default
 UNUSED = {  # of an encoder that no method pretrains
     **{"views": NONE, "epochs": 0, "batch_size": 0, "learning_rate": 0, "weight_decay": 0},
     **{"warmup_epochs": 0, "optimizer": NONE, "sampling": NONE, "early_stop": "never"},
+    "train_images": 0,
 }
 
 
@@ -111,6 +112,7 @@ class EncoderSpec(_Content):
     init: str = "random"  # or "imagenet", "dinov2", "file:PATH", ...: see weights.py
     views: str = "asymmetric"  # augmentation preset, see views.py
     sampling: str = "proportional"  # of a union's members; "balanced": the same share of each
+    train_images: Whole = 0  # of the training split, drawn by the seed, nested; 0 takes all
     image_size: int = 64  # pixels, square: 28, 64, 128 or 224
     epochs: Whole = 400  # passes over the training split
     batch_size: int = 256  # images, before views; a smaller set is one batch
@@ -171,6 +173,7 @@ class Cell(_Content):
     eval: str
     target: str  # the dataset it is judged on; the encoder's own, or another
     label_fraction: float = 1.0  # of the target's training split, stratified and nested, in (0, 1]
+    shots: Whole = 0  # labelled images of each class instead; 0: label_fraction says
     subset_seed: Whole = 0  # draws which images those are; of no effect at 1.0
     settings: Settings = ()  # the evaluation's whole Config
     eval_version: int = 1  # of features and metrics; raise it when a fix outdates rows
@@ -181,12 +184,23 @@ class Cell(_Content):
             raise ValueError(
                 f"label_fraction={self.label_fraction}: a share of the labels in (0, 1], 0.01 is 1%"
             )
+        if self.shots and self.label_fraction != 1:
+            raise ValueError(f"shots={self.shots}: with them, label_fraction is 1")
+
+    @property
+    def labels(self) -> str:
+        """How many labels are known: "1%", "5-shot"."""
+        return labels(self.label_fraction, self.shots)
 
     @property
     def datasets(self) -> tuple[str, ...]:
         """All that it is judged on: the target, and the sets that its settings name."""
         named = [n for _, value in self.settings if isinstance(value, tuple) for n in value]
         return tuple(dict.fromkeys([self.target, *named]))
+
+
+def labels(fraction: float, shots: int) -> str:
+    return f"{shots}-shot" if shots else f"{100 * fraction:g}%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,6 +234,7 @@ class Sweep:
     init: str | Sequence[str] = "random"
     views: str | Sequence[str] = OWN  # each method's own preset
     sampling: str | Sequence[str] = "proportional"
+    train_images: int | Sequence[int] = 0  # all
     image_size: int | Sequence[int] = 64
     epochs: int | Sequence[int] = 400
     batch_size: int | Sequence[int] = 256
@@ -232,6 +247,7 @@ class Sweep:
     eval: Named | Sequence[Named] = ("knn", "linear_probe")
     target: str | Sequence[str] = SAME
     label_fraction: float | Sequence[float] = (0.01, 0.1, 1.0)
+    shots: int | Sequence[int] = ()  # cells beside those of the fractions: 5 labels of each class
     subset_seed: int | Sequence[int] = 0
     drop: Mapping[str, Callable[[Cell], bool]] = field(default_factory=dict)
     resources: Resources = field(default_factory=Resources)
@@ -290,15 +306,16 @@ class Sweep:
 
     def _cells_of(self, encoder: EncoderSpec) -> Iterator[Cell]:
         for target, named in product(_several(self.target), _several(self.eval)):
-            for fraction, subset in product(
-                _several(self.label_fraction), _several(self.subset_seed)
-            ):
+            known = [(fraction, 0) for fraction in _several(self.label_fraction)]
+            known += [(1.0, shots) for shots in _several(self.shots)]
+            for (fraction, shots), subset in product(known, _several(self.subset_seed)):
                 yield Cell(
                     encoder=encoder,
                     eval=_name(named),
                     target=encoder.dataset if target == SAME else target,
                     label_fraction=fraction,
-                    subset_seed=0 if fraction == 1 else subset,
+                    shots=shots,
+                    subset_seed=0 if (fraction, shots) == (1, 0) else subset,
                     settings=settings("evals", named),
                 )
 

@@ -204,7 +204,8 @@ def _metric(cell: Cell, metric: str) -> str:
 
     A colon, because MLflow refuses the @ that one would rather write.
     """
-    name = f"{cell.eval}/{metric}:{cell.label_fraction:g}"
+    known = f"{cell.shots}-shot" if cell.shots else f"{cell.label_fraction:g}"
+    name = f"{cell.eval}/{metric}:{known}"
     changed = dict(set(cell.settings) - set(settings("evals", cell.eval)))
     name += "".join(f" {k} {v}" for k, v in sorted(changed.items()))
     name += f" subset {cell.subset_seed}" if cell.subset_seed else ""

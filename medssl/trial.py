@@ -40,6 +40,7 @@ from medssl import (
     supervised,
     weights,
 )
+from medssl.datasets._splits import sample
 from medssl.evals import Features
 from medssl.features import Judged
 from medssl.pretrain import Checkpoint, NotFinite, initial, pretrain
@@ -220,6 +221,9 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
     """The file of a freshly pretrained encoder."""
     checkpoint, labelled = f"checkpoints/{spec.id}.pt", spec.method == SUPERVISED
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
+    there = len(images)
+    if 0 < spec.train_images < there:
+        images = images.part(sample(there, spec.train_images, spec.seed))
     progress.publish("pretraining")
     start = _start(spec, store, here, progress)
 
@@ -243,6 +247,8 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
     except NotFinite:
         store.delete(checkpoint)  # it may hold the loss that was not finite, and would again
         raise
+    if spec.train_images > there:
+        trained.notes.append(f"train_images cut to the {there} there are")
     where = device.describe(here.device)
     loaded = trained.loaded
     learned = _about(start).get("learned", []) if start else []
@@ -323,6 +329,7 @@ def evaluate(
                 source.task,
                 cell.label_fraction,
                 cell.subset_seed,
+                cell.shots,
                 images=lambda dataset, split: datasets.load(dataset, split, size, here.data),
                 device=here.device,
                 seed=cell.encoder.seed,
@@ -348,7 +355,7 @@ def evaluate(
             if can_pass(error):
                 passing = passing or error
             else:
-                where = f"{cell.eval} on {cell.target} at {cell.label_fraction:g}"
+                where = f"{cell.eval} on {cell.target} at {cell.labels}"
                 failed.append(f"{where}: {type(error).__name__}: {error}")
     if passing:
         raise passing

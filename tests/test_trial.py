@@ -101,7 +101,7 @@ def test_a_cell_that_fails_is_absent_and_explained_and_the_others_are_done(tmp_p
 
     monkeypatch.setattr(knn, "evaluate", broken)
     with pytest.raises(
-        trial.CellsFailed, match=r"knn on phantom/lesions at 0\.1: RuntimeError: no nei"
+        trial.CellsFailed, match=r"knn on phantom/lesions at 10%: RuntimeError: no nei"
     ):
         trial.run(cells, store, HERE)
     assert {c.eval for c in results.missing(cells, store)} == {"knn"}
@@ -181,6 +181,48 @@ def test_the_subset_seed_draws_other_labels(tmp_path):
     trial.run(cells, store, HERE)
     scores = [results.predictions(store, cell)["scores"] for cell in cells]
     assert (scores[0] != scores[1]).any()
+
+
+def test_shots_reach_features_and_images(tmp_path, monkeypatch):
+    seen = []
+    real = knn.evaluate
+
+    def look(subject, config):
+        seen.append((subject.features("train").t_NK.sum(0), subject.images("train").t_NK.sum(0)))
+        return real(subject, config)
+
+    monkeypatch.setattr(knn, "evaluate", look)
+    cells = sweep(method="none", eval="knn", label_fraction=[], shots=[1, 3]).cells()
+    store = Store(tmp_path)
+    trial.run(cells, store, HERE)
+    assert [(set(f.tolist()), set(i.tolist())) for f, i in seen] == [({1.0}, {1.0}), ({3.0}, {3.0})]
+    rows = results.table(store, cells).to_pylist()
+    (shown,) = tables.summaries(rows)
+    assert shown.header[-2:] == ["1-shot", "3-shot"]
+
+
+def test_pretraining_may_see_a_sample_of_the_images(tmp_path, monkeypatch):
+    seen = {}
+    real = trial.pretrain
+
+    def look(spec, images, *rest, **named):
+        seen[spec.train_images] = images
+        return real(spec, images, *rest, **named)
+
+    monkeypatch.setattr(trial, "pretrain", look)
+    store, many = Store(tmp_path), 10**6
+    cells = sweep(eval="knn", label_fraction=1.0, train_images=[0, 40, 80, many]).cells()
+    for cell in cells:
+        trial.run([cell], store, HERE)
+    whole = seen[0].x_NHWC
+    assert len(seen[many]) == len(whole) > 80
+    few, more = ({x.tobytes() for x in seen[n].x_NHWC} for n in (40, 80))
+    assert few < more
+    assert [len(seen[n]) for n in (40, 80)] == [40, 80]
+    assert (seen[40].mean_DC == seen[0].mean_DC).all()  # features are judged in one scale
+    notes = {r["train_images"]: r["notes"] for r in results.table(store, cells).to_pylist()}
+    assert f"train_images cut to the {len(whole)} there are" in notes[many]
+    assert "train_images" not in notes[40]
 
 
 @pytest.mark.whole

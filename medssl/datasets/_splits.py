@@ -1,6 +1,7 @@
 """Which images keep their label, when only a share of them does.
 
-    order(t_NK, seed) -> a permutation whose every prefix is a fair sample; 1% lies inside 10%
+    order(t_NK, seed) -> a permutation whose every prefix is a fair sample; 1% lies inside 10%,
+    and 5 shots inside 10
 
 Images of one label combination are spread evenly along the order, so any prefix holds each in
 proportion. One image of every class goes first: a class that vanishes at 1% (the reference code's
@@ -17,6 +18,21 @@ def subset(t_NK: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     present = int((t_NK.sum(0) > 0).sum())
     keep = min(len(t_NK), max(present, int(fraction * len(t_NK) + 0.5)))
     return np.sort(order(t_NK, seed)[:keep])
+
+
+def shots(t_NK: np.ndarray, each: int, seed: int) -> np.ndarray:
+    """Indices, ascending, of `each` images of every class, or all it has; nested, like `subset`.
+
+    Where an image has many labels it counts for all of them, and common labels exceed `each`.
+    """
+    order_N = order(t_NK, seed)
+    chosen = [order_N[t_NK[order_N, k] > 0][:each] for k in range(t_NK.shape[1])]
+    return np.unique(np.concatenate(chosen))
+
+
+def sample(images: int, keep: int, seed: int) -> np.ndarray:
+    """Indices, ascending, of `keep` of the images, labels unseen: to pretrain on; nested too."""
+    return np.sort(np.random.default_rng(seed).permutation(images)[:keep])
 
 
 def order(t_NK: np.ndarray, seed: int) -> np.ndarray:

@@ -10,7 +10,7 @@ def of_encoder(curve: list[dict[str, float]], rows: Iterable[dict]) -> Iterator[
     """(file name, PNG): learning_curve.png where there are epochs, label_efficiency.png."""
     if curve:
         yield "learning_curve.png", _png(_learning, curve)
-    rows = [row for row in rows if row["metric"] == "auroc"]
+    rows = [row for row in rows if row["metric"] == "auroc" and not row["shots"]]
     if rows:
         yield "label_efficiency.png", _png(_labels, rows)
 

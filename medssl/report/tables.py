@@ -14,13 +14,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from medssl.spec import NONE, EncoderSpec
+from medssl.spec import NONE, EncoderSpec, labels
 
 RECIPE = ("views", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay")
-RECIPE += ("warmup_epochs", "sampling", "early_stop")
+RECIPE += ("warmup_epochs", "sampling", "early_stop", "train_images")
 AXES = ("target", "dataset", "backbone", "init", "image_size", *RECIPE, "method", "recipe")
 NOTED = ("backbone", "init", "image_size", *RECIPE)  # in the caption, where all share them
-QUIET = {axis: getattr(EncoderSpec, axis) for axis in RECIPE[-2:]}  # of which a default goes unsaid
+QUIET = {
+    axis: str(getattr(EncoderSpec, axis)) for axis in RECIPE[-3:]
+}  # of which a default goes unsaid
 
 
 @dataclass
@@ -109,30 +111,35 @@ def _summary(title: str, rows: list[dict]) -> Summary:
     targets = list(dict.fromkeys(row["target"] for row in rows))
     for row in sorted(rows, key=lambda row: targets.index(row["target"])):
         line = tuple(_text(row, axis) for axis in shown)
-        found[line][row["label_fraction"]][row["seed"]].append(row["value"])
+        found[line][_known(row)][row["seed"]].append(row["value"])
         if row.get("collapsed"):
             collapsed[line].add(row["seed"])
-    fractions = sorted({row["label_fraction"] for row in rows})
+    columns = sorted({_known(row) for row in rows})
     seeds = len({row["seed"] for row in rows})
     same = {axis: _shared(rows, axis) for axis in NOTED if axis not in shown}
     same = {axis: value for axis, value in same.items() if value not in ("", QUIET.get(axis))}
     spread = f", mean ± sd over {seeds} pretraining seeds" if seeds > 1 else ", 1 pretraining seed"
-    numbers = [of_line[f] for of_line in found.values() for f in fractions]
+    numbers = [of_line[known] for of_line in found.values() for known in columns]
     if any(_agree(by_seed) for by_seed in numbers):
         spread += ", no ± where they agree to the last digit"
     split = "validation" if rows[0]["metric"].startswith("val_") else "test"
     return Summary(
         title=title,
-        header=[*shown, *(f"{100 * f:g}%" for f in fractions)],
+        header=[*shown, *(labels(fraction, shots) for shots, fraction in columns)],
         rows=[
             [
                 *_flagged(line, shown, collapsed[line]),
-                *(_number(cells[f], seeds) for f in fractions),
+                *(_number(cells[known], seeds) for known in columns),
             ]
             for line, cells in found.items()
         ],
         caption=f"{split} split{spread}; {', '.join(f'{k} {v}' for k, v in same.items())}",
     )
+
+
+def _known(row: dict) -> tuple[int, float]:
+    """How many labels are known, in the order of the columns: shots follow shares."""
+    return row["shots"], row["label_fraction"]
 
 
 def _flagged(line: tuple[str, ...], shown: list[str], collapsed: set[int]) -> list[str]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medssl.datasets._splits import order, subset
+from medssl.datasets._splits import order, sample, shots, subset
 
 COUNTS = (700, 200, 60, 30, 8, 1, 1)  # seven classes as uneven as DermaMNIST's
 
@@ -58,3 +58,26 @@ def test_the_draw_does_not_follow_the_files_order(one_hot):
 def test_the_published_subset_stays(one_hot):
     """Golden: a subset is part of what a cell's id promises."""
     assert subset(one_hot, 0.01, 0).tolist() == [162, 206, 212, 222, 391, 451, 459, 506, 711, 890]
+
+
+def test_shots_are_so_many_of_each_class_nested_and_all_where_there_are_fewer(one_hot):
+    before: set[int] = set()
+    for each in (1, 5, 20):
+        kept = shots(one_hot, each, seed=0)
+        assert one_hot[kept].sum(0).tolist() == [min(each, count) for count in COUNTS]
+        assert before <= set(kept)
+        before = set(kept)
+    assert not np.array_equal(shots(one_hot, 5, seed=0), shots(one_hot, 5, seed=1))
+
+
+def test_shots_of_many_labels_hold_at_least_so_many_of_each(multi_hot):
+    kept = shots(multi_hot, 5, seed=0)
+    assert len(kept) == len(set(kept)) <= 5 * 6
+    assert (multi_hot[kept].sum(0) >= np.minimum(5, multi_hot.sum(0))).all()
+
+
+def test_a_sample_is_nested_and_differs_by_seed():
+    few, more = sample(100, 10, seed=0), sample(100, 50, seed=0)
+    assert len(few) == 10
+    assert set(few) < set(more)
+    assert not np.array_equal(few, sample(100, 10, seed=1))
