@@ -1,36 +1,42 @@
-"""Scores for every MedMNIST task, defined as MedMNIST defines them, so numbers compare.
+"""What scores are worth, for every MedMNIST task; what MedMNIST defines as MedMNIST does.
 
 What a reader would get wrong: accuracy of a binary task is score > 0.5 (strictly) of the last
 class, that of a multi-label task the mean over labels, and both need probabilities, not logits.
 A class that has no image, or every image, in the split has no AUROC: it is left out of the mean.
 medmnist/evaluator.py; balanced accuracy of a multi-label task as in MedMNIST-C's eval.py
+
+Calibration of classes that exclude each other is that of the class that is chosen; elsewhere of
+each label's probability, and the mean over labels. A temperature and a threshold are found on
+validation and used on test: found on test itself, they flatter.
+Guo et al. 2017, https://arxiv.org/abs/1706.04599
 """
 
 from collections.abc import Iterator
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 from sklearn.metrics import roc_auc_score
 
-# N images, K classes
+BINS = 15  # of equal width, for the calibration error
+SURE = 1e-6  # a vote of 0 or 1 has no logarithm; nothing is taken for surer than this
+
+# N images, K classes, L levels of a score
 
 
 def classification(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
     """(name, value) of auroc, accuracy, balanced_accuracy and recall_k, all in [0, 1]."""
-    s, t = np.asarray(scores_NK, np.float64), np.asarray(t_NK) > 0.5
+    s, t, classes = _judged(scores_NK, t_NK, task)
     if not np.isfinite(s).all():
         raise ValueError("scores are not finite: no metric is better than a false one")
     if task == "binary-class":
-        classes = [t.shape[1] - 1]
         hit_NK = np.stack([s[:, -1] <= 0.5, s[:, -1] > 0.5], axis=1)
     elif task.startswith("multi-label"):
-        classes = range(t.shape[1])
         hit_NK = s > 0.5
     else:
-        classes = range(t.shape[1])
         hit_NK = np.arange(t.shape[1]) == s.argmax(1)[:, None]
-    auroc = [roc_auc_score(t[:, k], s[:, k]) for k in classes if 0 < t[:, k].sum() < len(t)]
+    auroc = {k: roc_auc_score(t[:, k], s[:, k]) for k in classes if _told_apart(t[:, k])}
     if auroc:
-        yield "auroc", float(np.mean(auroc))
+        yield "auroc", float(np.mean(list(auroc.values())))
     right_NK = hit_NK == t
     many = task.startswith("multi-label")
     yield "accuracy", float(right_NK.mean() if many else (hit_NK & t).any(1).mean())
@@ -42,3 +48,105 @@ def classification(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterat
         yield "balanced_accuracy", float(np.mean(list(recall.values())))
     for k, value in recall.items():
         yield f"recall_{k}", float(value)
+    if len(classes) > 1:
+        for k, value in auroc.items():
+            yield f"auroc_{k}", float(value)
+
+
+def calibration(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
+    """(name, value) of ece, brier and log_loss; 0 is best.
+
+    brier is the squared distance of all probabilities from the truth, summed over classes that
+    exclude each other (so that of a binary task is twice the distance of one) and the mean over
+    labels that do not; log_loss alike.
+    """
+    s, t, _ = _judged(scores_NK, t_NK, task)
+    if task.startswith("multi-label"):
+        ece = np.mean([_ece(s[:, k], t[:, k]) for k in range(t.shape[1])])
+        brier = ((s - t) ** 2).mean()
+    else:
+        ece = _ece(s.max(1), t[np.arange(len(t)), s.argmax(1)])
+        brier = ((s - t) ** 2).sum(1).mean()
+    yield "ece", float(ece)
+    yield "brier", float(brier)
+    yield "log_loss", _log_loss(_logits(s, task), t, task)
+
+
+def temperature(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> float:
+    """By what to divide logits so that log-loss is least; above 1 where scores are too sure."""
+    s, t, _ = _judged(scores_NK, t_NK, task)
+    z_NK = _logits(s, task)
+    found = minimize_scalar(
+        lambda log: _log_loss(z_NK / np.exp(log), t, task), bounds=(-5, 5), method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def cooled(scores_NK: np.ndarray, temperature: float, task: str) -> np.ndarray:
+    """The probabilities (N, K) of the logits over `temperature`."""
+    z_NK = _logits(np.asarray(scores_NK, np.float64), task) / temperature
+    return np.exp(-np.logaddexp(0, -z_NK)) if task.startswith("multi-label") else _softmax(z_NK)
+
+
+def thresholds(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> dict[int, float]:
+    """For each class the score above which sensitivity + specificity is highest (Youden's), half
+    way to the next lower score; without the classes that all images have, or none."""
+    s, t, classes = _judged(scores_NK, t_NK, task)
+    found = {}
+    for k in classes:
+        if _told_apart(t[:, k]):
+            level_L, place_N = np.unique(s[:, k], return_inverse=True)
+            has_L = np.bincount(place_N, t[:, k]) / t[:, k].sum()
+            lacks_L = np.bincount(place_N, ~t[:, k]) / (~t[:, k]).sum()
+            best = int(np.argmax(np.cumsum(lacks_L - has_L)))  # all up to it count as negative
+            found[k] = float((level_L[best] + level_L[min(best + 1, len(level_L) - 1)]) / 2)
+    return found
+
+
+def at(
+    thresholds: dict[int, float], scores_NK: np.ndarray, t_NK: np.ndarray, task: str
+) -> Iterator:
+    """(name, value) of sensitivity and specificity, the mean over classes, and of each class."""
+    s, t, classes = _judged(scores_NK, t_NK, task)
+    usable = [k for k in classes if k in thresholds and _told_apart(t[:, k])]
+    said = {k: s[:, k] > thresholds[k] for k in usable}
+    for name, truth in (("sensitivity", t), ("specificity", ~t)):
+        by_class = {k: ((said[k] == t[:, k]) & truth[:, k]).sum() / truth[:, k].sum() for k in said}
+        if by_class:
+            yield name, float(np.mean(list(by_class.values())))
+        if len(classes) > 1:
+            for k, value in by_class.items():
+                yield f"{name}_{k}", float(value)
+
+
+def _judged(scores_NK: np.ndarray, t_NK: np.ndarray, task: str):
+    """Scores, targets, and which columns are judged: of a binary task the last alone."""
+    s, t = np.asarray(scores_NK, np.float64), np.asarray(t_NK) > 0.5
+    return s, t, range(t.shape[1] - 1 if task == "binary-class" else 0, t.shape[1])
+
+
+def _told_apart(t_N: np.ndarray) -> bool:
+    return 0 < t_N.sum() < len(t_N)
+
+
+def _ece(p_N: np.ndarray, true_N: np.ndarray) -> float:
+    """Mean distance of a bin's probability from its frequency, by the images in it."""
+    bin_N = np.minimum((p_N * BINS).astype(int), BINS - 1)
+    return np.abs(np.bincount(bin_N, p_N - true_N, BINS)).sum() / len(p_N)
+
+
+def _logits(s_NK: np.ndarray, task: str) -> np.ndarray:
+    """Logits, up to what softmax forgets."""
+    s_NK = s_NK.clip(SURE, 1 - SURE)
+    return np.log(s_NK) - np.log1p(-s_NK) * task.startswith("multi-label")
+
+
+def _softmax(z_NK: np.ndarray) -> np.ndarray:
+    e_NK = np.exp(z_NK - z_NK.max(1, keepdims=True))
+    return e_NK / e_NK.sum(1, keepdims=True)
+
+
+def _log_loss(z_NK: np.ndarray, t_NK: np.ndarray, task: str) -> float:
+    if task.startswith("multi-label"):
+        return float((np.logaddexp(0, z_NK) - z_NK * t_NK).mean())
+    return float(-np.log(_softmax(z_NK)[t_NK]).mean())

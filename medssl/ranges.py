@@ -4,7 +4,7 @@ A plan refuses what is outside, in the range's own words, before anything is mad
 """
 
 from collections.abc import Callable
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 
 
 class Range(NamedTuple):
@@ -21,7 +21,10 @@ Sets = Annotated[tuple, Range(lambda value: True, "dataset names")]  # beside th
 
 
 def split(kind: type) -> tuple[type, tuple[Range, ...]]:
-    """The plain type of a declaration, and its ranges."""
+    """The plain type of a declaration, and its ranges; of Literal["a", "b"] a str."""
+    if get_origin(kind) is Literal:
+        allowed = get_args(kind)
+        return str, (Range(allowed.__contains__, f"one of {', '.join(allowed)}"),)
     return getattr(kind, "__origin__", kind), getattr(kind, "__metadata__", ())
 
 

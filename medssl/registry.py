@@ -41,8 +41,8 @@ def config(kind: str, name: str) -> type:
     """The `Config` of a method or evaluation, read from its file without running the file.
 
     Ids need every default, and a plan should not wait for torch: only the class itself is executed,
-    so its fields may use nothing but the standard types and those of ranges.py. A test compares it
-    with the imported one.
+    so its fields may use nothing but standard types, Literal and those of ranges.py. A test
+    compares it with the imported one.
     """
     path = ROOT / kind / f"{known(kind, name)}.py"
     body = ast.parse(path.read_text()).body

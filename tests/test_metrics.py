@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from medmnist.evaluator import getACC, getAUC
 
+from medssl import metrics
 from medssl.metrics import classification
 
 N = 400
@@ -72,3 +74,117 @@ def test_scores_that_are_not_numbers_have_no_metric():
     scores_NK = np.full((4, 2), np.nan)
     with pytest.raises(ValueError, match="not finite"):
         dict(classification(scores_NK, np.eye(2)[[0, 1, 0, 1]], "binary-class"))
+
+
+def softmax(z_NK):
+    e_NK = np.exp(z_NK - z_NK.max(1, keepdims=True))
+    return e_NK / e_NK.sum(1, keepdims=True)
+
+
+def truthful(task: str, n: int = 20000):
+    """Scores that are the probabilities of the targets drawn from them."""
+    rng = np.random.default_rng(0)
+    z_NK = rng.normal(0, 1.5, (n, TASKS[task]))
+    if task.startswith("multi-label"):
+        p_NK = 1 / (1 + np.exp(-z_NK))
+        return p_NK, rng.random(p_NK.shape) < p_NK
+    p_NK = softmax(z_NK)
+    drawn_N = (rng.random((n, 1)) > p_NK.cumsum(1)).sum(1).clip(max=p_NK.shape[1] - 1)
+    return p_NK, np.eye(p_NK.shape[1], dtype=bool)[drawn_N]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_probabilities_that_tell_the_truth_are_calibrated_and_the_best(task):
+    p_NK, t_NK = truthful(task)
+    found = dict(metrics.calibration(p_NK, t_NK, task))
+    assert found["ece"] < 0.012
+    assert metrics.temperature(p_NK, t_NK, task) == pytest.approx(1, abs=0.05)
+    for sharper in (0.7, 2.0):
+        other_NK = metrics.cooled(p_NK, sharper, task)
+        worse = dict(metrics.calibration(other_NK, t_NK, task))
+        assert all(worse[name] > found[name] for name in found)
+        assert metrics.temperature(other_NK, t_NK, task) == pytest.approx(1 / sharper, rel=0.05)
+        again_NK = metrics.cooled(other_NK, 1 / sharper, task)
+        np.testing.assert_allclose(again_NK, p_NK, atol=2 * metrics.SURE**0.5)  # nothing is surer
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_calibration_equals_scikit_learn_and_a_slow_loop(task):
+    scores_NK, t_NK, _ = drawn(task, 0)
+    t_NK = np.asarray(t_NK) > 0.5
+    found = dict(metrics.calibration(scores_NK, t_NK, task))
+    if task.startswith("multi-label"):
+        clipped = scores_NK.clip(metrics.SURE, 1 - metrics.SURE)
+        columns = list(zip(scores_NK.T, clipped.T, t_NK.T, strict=True))
+        brier = np.mean([sklearn.metrics.brier_score_loss(t, s) for s, _, t in columns])
+        log_loss = np.mean([sklearn.metrics.log_loss(t, s) for _, s, t in columns])
+        ece = np.mean([slow_ece(s, t) for s, _, t in columns])
+    else:
+        brier = ((scores_NK - t_NK) ** 2).sum(1).mean()
+        log_loss = sklearn.metrics.log_loss(t_NK.argmax(1), scores_NK, labels=range(t_NK.shape[1]))
+        ece = slow_ece(scores_NK.max(1), scores_NK.argmax(1) == t_NK.argmax(1))
+    if task == "binary-class":
+        assert brier == pytest.approx(
+            2 * sklearn.metrics.brier_score_loss(t_NK[:, 1], scores_NK[:, 1])
+        )
+    assert found == pytest.approx({"ece": ece, "brier": brier, "log_loss": log_loss}, abs=1e-6)
+
+
+def slow_ece(p_N, true_N):
+    total = 0.0
+    for low in range(15):
+        inside = [(p, t) for p, t in zip(p_N, true_N, strict=True) if min(int(p * 15), 14) == low]
+        if inside:
+            p, t = np.mean(inside, axis=0)
+            total += len(inside) / len(p_N) * abs(p - t)
+    return total
+
+
+def test_votes_of_zero_and_one_have_a_finite_loss():
+    scores_NK, t_NK = np.eye(2)[[0, 1, 1]], np.eye(2)[[0, 1, 0]]
+    found = dict(metrics.calibration(scores_NK, t_NK, "binary-class"))
+    assert found["log_loss"] == pytest.approx(-np.log(metrics.SURE) / 3, rel=1e-3)
+    assert np.isfinite(metrics.temperature(scores_NK, t_NK, "binary-class"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_threshold_is_the_best_of_all(task):
+    scores_NK, t_NK, _ = drawn(task, 0)
+    t_NK = np.asarray(t_NK) > 0.5
+    chosen = metrics.thresholds(scores_NK, t_NK, task)
+    assert list(chosen) == ([1] if task == "binary-class" else list(range(TASKS[task])))
+    for k, threshold in chosen.items():
+
+        def youden(cut, k=k):
+            said = scores_NK[:, k] > cut
+            return said[t_NK[:, k]].mean() - said[~t_NK[:, k]].mean()
+
+        assert youden(threshold) == pytest.approx(max(map(youden, scores_NK[:, k])))
+    found = dict(metrics.at(chosen, scores_NK, t_NK, task))
+    said = {k: scores_NK[:, k] > cut for k, cut in chosen.items()}
+    sensitivity = {k: said[k][t_NK[:, k]].mean() for k in chosen}
+    specificity = {k: (~said[k])[~t_NK[:, k]].mean() for k in chosen}
+    assert found["sensitivity"] == pytest.approx(np.mean(list(sensitivity.values())))
+    assert found["specificity"] == pytest.approx(np.mean(list(specificity.values())))
+    if len(chosen) > 1:
+        assert found["sensitivity_2"] == pytest.approx(sensitivity[2])
+        assert found["specificity_2"] == pytest.approx(specificity[2])
+
+
+def test_a_class_that_validation_lacks_has_no_threshold_and_is_left_out():
+    scores_NK, t_NK = np.eye(3)[[0, 1, 0, 1]], np.eye(3)[[0, 1, 0, 1]] > 0.5
+    chosen = metrics.thresholds(scores_NK, t_NK, "multi-class")
+    assert list(chosen) == [0, 1]
+    found = dict(metrics.at(chosen, scores_NK, t_NK, "multi-class"))
+    assert (found["sensitivity"], found["specificity"]) == (1, 1)
+    assert "sensitivity_2" not in found
+
+
+def test_each_class_has_its_own_auroc():
+    scores_NK, t_NK, _ = drawn("multi-class", 0)
+    found = dict(classification(scores_NK, t_NK, "multi-class"))
+    each = [found[f"auroc_{k}"] for k in range(7)]
+    assert found["auroc"] == pytest.approx(np.mean(each))
+    assert found["auroc_3"] == sklearn.metrics.roc_auc_score(t_NK[:, 3], scores_NK[:, 3])
+    scores_NK, t_NK, _ = drawn("binary-class", 0)
+    assert "auroc_1" not in dict(classification(scores_NK, t_NK, "binary-class"))

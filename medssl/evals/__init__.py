@@ -10,11 +10,11 @@ intervals and paired tests need neither the encoder nor a GPU.
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
+from medssl import metrics
 from medssl.datasets import Images
-from medssl.metrics import classification
+from medssl.metrics import calibration, classification
 
 
 class Features(NamedTuple):
@@ -60,10 +60,20 @@ def judge(subject: Subject, predict: Callable[[Tensor], Tensor]) -> Iterator:
 
 
 def judged(task: str, of: Callable[[str], tuple[Tensor, Tensor]]) -> Iterator:
-    """The metrics of `of`, split -> class scores and targets (N, K), on test and on validation."""
-    for split, prefix in (("test", ""), ("val", "val_")):
-        scores_NK, t_NK = (a.float().cpu().numpy() for a in of(split))
-        for name, value in classification(scores_NK, t_NK, task):
+    """The metrics of `of`, split -> class scores and targets (N, K), on test and on validation.
+
+    On test also how far its probabilities can be trusted, as they are and at the temperature that
+    suits validation best (`_scaled`), and what it finds at the threshold of validation.
+    """
+    (scores_NK, t_NK), (val_NK, val_t_NK) = (
+        [a.float().cpu().numpy() for a in of(split)] for split in ("test", "val")
+    )
+    yield "scores", scores_NK
+    for prefix, found in (("", (scores_NK, t_NK)), ("val_", (val_NK, val_t_NK))):
+        for name, value in (*classification(*found, task), *calibration(*found, task)):
             yield prefix + name, value
-        if split == "test":
-            yield "scores", np.float32(scores_NK)
+    warmth = metrics.temperature(val_NK, val_t_NK, task)
+    yield "temperature", warmth
+    for name, value in calibration(metrics.cooled(scores_NK, warmth, task), t_NK, task):
+        yield f"{name}_scaled", value
+    yield from metrics.at(metrics.thresholds(val_NK, val_t_NK, task), scores_NK, t_NK, task)
