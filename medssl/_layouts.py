@@ -13,6 +13,7 @@ taken without a word, for nothing in a file says how many heads it had.
 import argparse
 import importlib
 import io
+import json
 import re
 from collections.abc import Mapping
 
@@ -29,6 +30,15 @@ PREFIXES = (  # of the encoder's tensors; where several fit equally well, the fi
 )
 NUMBERS = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 MAY_STAY = 3  # tensors that need not be in the file, as a stem; but never the positions of a ViT
+
+
+def header(content: bytes) -> dict:
+    """What medssl wrote into the header of a safetensors file; {} for any other file."""
+    try:
+        size = int.from_bytes(content[:8], "little")
+        return json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["medssl"])
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def read(content: bytes, suffix: str) -> dict:

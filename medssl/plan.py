@@ -6,6 +6,7 @@ that is not there, is a sentence with a remedy before any GPU time is spent.
 
 import hashlib
 import importlib.util
+import re
 import subprocess
 import sys
 import traceback
@@ -72,7 +73,8 @@ def _where(path: Path, wrong: Exception) -> str:
 
 
 def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
-    """Reads names in the store and looks for files; opens neither images nor weights."""
+    """Reads names in the store and looks for files; opens no images, and weights only to compare
+    a file with the one that was meant."""
     cells = sweep.cells()
     if not cells:
         why = "; ".join(sweep.dropped()) or "an axis is empty"
@@ -173,7 +175,9 @@ def code_version() -> str:
 def _needs_solo(method: str) -> bool:
     if method == NONE:
         return False
-    return "methods._solo import" in (registry.ROOT / "methods" / f"{method}.py").read_text()
+    text = (registry.ROOT / "methods" / f"{method}.py").read_text()
+    lent = re.findall(r"^from medssl\.methods(?:\.| import )(\w+)", text, re.M)
+    return "_solo" in lent or any(_needs_solo(other) for other in lent if other[0].islower())
 
 
 def _wrong(backbone: str, size: int) -> list[str]:

@@ -61,7 +61,7 @@ class Pretrained:
 def initial(spec: EncoderSpec, start: bytes | None = None) -> Pretrained:
     """The encoder before its first step, the same for every method of one seed.
 
-    `start` is the file of the encoder that an init `encoder:ID` names.
+    `start` is the file of the encoder that the init goes on from, where that is one of the store's.
     """
     torch.manual_seed(spec.seed)
     encoder = backbones.build(spec.backbone, spec.image_size)

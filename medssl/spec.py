@@ -94,6 +94,8 @@ class _Content:
         """Twelve hex digits: equal specs, equal ids; a nested spec counts by its own id."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         flat = {k: v.id if isinstance(v, _Content) else v for k, v in values.items()}
+        if isinstance(self, EncoderSpec) and (above := parent(self)):
+            flat["init"] = f"{SUPERVISED}:{above.id}"  # whose own recipe is a part of this one's
         text = json.dumps({type(self).__name__: flat}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -123,10 +125,14 @@ class EncoderSpec(_Content):
     early_stop: str = "never"  # or "collapse": when two looks in a row find features on a line
     seed: Whole = 0  # of the init, the order of images and the views
     recipe: Settings = ()  # the method's whole Config: editing a default renames the encoder
-    version: int = 2  # of loop, view presets, backbones, inits; raise it if a fix outdates encoders
+    version: int = 3  # of loop, view presets, backbones, inits; raise it if a fix outdates encoders
 
     def __post_init__(self):
         super().__post_init__()
+        if self.init.startswith("file:") and "@" in self.init:
+            path, _, digits = self.init.rpartition("@")
+            if re.fullmatch("[0-9a-fA-F]{12,64}", digits):  # in either case one file
+                object.__setattr__(self, "init", f"{path}@{digits.lower()}")
         if self.method in (NONE, SUPERVISED):
             return
         if self.batch_size < 2:

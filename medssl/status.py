@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from medssl.spec import Cell, EncoderSpec
+from medssl.spec import Cell, EncoderSpec, parent
 from medssl.store import Store
 
 SILENT_S = 300  # a trial that has published nothing for so long is taken for lost
@@ -34,7 +34,7 @@ class Trial:
     @property
     def state(self) -> str:
         """finished | failed | pretraining | evaluating | waiting"""
-        if self.done == len(self.cells):
+        if self.done == len(self.cells) and (self.cells or self.made):
             return "finished"
         state = self.said.get("state", "waiting")
         if state in ("finished", "stopped"):  # of fewer cells than are asked for now; by Ctrl-C
@@ -48,6 +48,7 @@ class Status:
     """A sweep at one moment."""
 
     trials: list[Trial]
+    parents: list[Trial] = field(default_factory=list)  # supervised inits, made first; of no cells
 
     @property
     def cells(self) -> int:
@@ -87,18 +88,21 @@ def read(cells: Sequence[Cell], store: Store) -> Status:
     done = store.names("rows", ".parquet")
     spoke = store.names("progress", ".json")
     made = store.names("encoders", ".safetensors")
-    for id, trial in trials.items():
+    above = [parent(t.spec) for id, t in trials.items() if id not in made]
+    parents = {spec.id: Trial(spec, []) for spec in above if spec}
+    for id, trial in (trials | parents).items():
         trial.made = id in made
         trial.done = sum(cell.id in done for cell in trial.cells)
         if id in spoke:
             with contextlib.suppress(OSError, ValueError):  # a view; the next reading may succeed
                 trial.said = json.loads(store.read(f"progress/{id}.json") or b"{}")
-    return Status(list(trials.values()))
+    return Status(list(trials.values()), list(parents.values()))
 
 
 def stop(status: Status, store: Store) -> None:
     """Says of the trials that seem to run that they do not, once their driver has ended."""
-    for trial in status.of("pretraining", "evaluating"):
+    making = [t for t in status.parents if t.state == "pretraining"]
+    for trial in [*making, *status.of("pretraining", "evaluating")]:
         said = trial.said | {"state": "stopped", "updated": time.time()}
         store.write(f"progress/{trial.spec.id}.json", json.dumps(said).encode())
 

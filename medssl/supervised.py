@@ -15,7 +15,7 @@ import torch
 
 from medssl import datasets
 from medssl.datasets import Images
-from medssl.evals import finetune
+from medssl.evals import _training, finetune
 from medssl.features import Judged
 from medssl.pretrain import Pretrained, initial
 from medssl.spec import EncoderSpec
@@ -30,7 +30,7 @@ def train(spec: EncoderSpec, root: Path | None, device: torch.device) -> Pretrai
 
     task = images(spec.dataset, "train").task
     subject = Judged(lambda: result.encoder, None, spec.dataset, task, images=images, device=device)
-    model, best_update = finetune.fit(subject, finetune.Config(**dict(spec.recipe)))
+    model, best_update = _training.fit(subject, finetune.Config(**dict(spec.recipe)))
     result.encoder, result.seconds = model[0], time.perf_counter() - started
     result.notes.append(f"supervised on {spec.dataset}: update {best_update} was best")
     return result

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medssl import results
-from medssl.spec import Cell, EncoderSpec, Resources, parent
+from medssl.plan import to_make
+from medssl.spec import SUPERVISED, Cell, EncoderSpec, Resources, parent
 from medssl.store import Store
 
 DEFAULTS = {  # each undoes something of Ray's that would hurt a sweep
@@ -110,20 +111,20 @@ def _parents(
     Takes the trials of those that could not be made out of `todo`; returns why, by their id.
     """
     store, lost = Store(job.store), {}
-    made = store.names("encoders", ".safetensors")
-    above = {id: parent(cells[0].encoder) for id, cells in todo.items() if id not in made}
-    above = {id: spec for id, spec in above.items() if spec and spec.id not in made}
-    if not above:
+    needed = to_make([cells[0] for cells in todo.values()], store.names("encoders", ".safetensors"))
+    wave = {spec.id: spec for spec in needed if spec.method == SUPERVISED}
+    if not wave:
         return lost
-    wave = {spec.id: spec for spec in above.values()}
     say(f"first the supervised encoders that others start from: {len(wave)}")
     found = _fit(wave, job, slots)
-    for id, spec in above.items():
-        if not store.has(f"encoders/{spec.id}.safetensors"):
-            trial = found[spec.id]
-            why = _why(trial.error) if trial.error else _failed(trial) or _unseen(store)
-            lost[id] = f"the encoder of its init was not made: {why} (logs/{spec.id}.log)"
-            del todo[id]
+    for spec in needed:
+        above = parent(spec)
+        if above and not store.has(f"encoders/{above.id}.safetensors"):
+            trial = found.get(above.id)  # none where Ctrl-C came before it began
+            error = trial and trial.error
+            why = _why(error) if error else (_failed(trial) if trial else "") or _unseen(store)
+            lost[spec.id] = f"the encoder of its init was not made: {why} (logs/{above.id}.log)"
+            del todo[spec.id]
     return lost
 
 
@@ -155,6 +156,8 @@ def _fit(work: dict[str, Work], job: Job, slots: int) -> dict:
         # where a reused worker died early, config is the trial's before it: the folder says which
         return {Path(result.path).name: result for result in tuner.fit()}
     finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, signal.default_int_handler)  # Tune listens no more
         shutil.rmtree(scratch, ignore_errors=True)
 
 
@@ -198,9 +201,10 @@ def _trial(config: dict, job: Job, work: dict[str, Work]) -> None:
     if job.weights:
         os.environ["MEDSSL_WEIGHTS"] = job.weights
     store = Store(job.store)
-    here = trial.Here(device.pick(gpu=job.gpu > 0), job.data, job.code, job.resources.checkpoint_s)
     mine, failed = work[config["encoder"]], ""
     try:
+        where = device.pick(gpu=job.gpu > 0)
+        here = trial.Here(where, job.data, job.code, job.resources.checkpoint_s)
         if isinstance(mine, EncoderSpec):
             trial.make(mine, store, here)
         elif cells := results.missing(mine, store):

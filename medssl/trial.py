@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl import (
+    _layouts,
     backbones,
     datasets,
     device,
@@ -188,12 +189,15 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
     name = f"encoders/{spec.id}.safetensors"
 
     def read(content: bytes) -> tuple[dict, dict, str]:
-        return safetensors.torch.load(content), _about(content), hashlib.sha256(content).hexdigest()
+        return (
+            safetensors.torch.load(content),
+            _about(content),
+            hashlib.sha256(content).hexdigest(),
+        )
 
     if not (found := _intact(store, name, read, progress)):
         pin_init(spec, store)
         content = _pretrained(spec, store, here, progress)
-        _known(spec, store)  # two trials may have started together with two files
         with contextlib.suppress(FileExistsError):  # another was first: others judge its encoder
             store.write(name, content, exclusive=True)
         store.delete(f"checkpoints/{spec.id}.pt")
@@ -251,8 +255,10 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
         trained.notes.append(f"train_images cut to the {there} there are")
     where = device.describe(here.device)
     loaded = trained.loaded
-    learned = _about(start).get("learned", []) if start else []
-    trained.notes += [f"init learned all labels of {dataset}" for dataset in learned]
+    name = weights.pin(spec.backbone, spec.init)
+    if name and (store.read(name) or b"").decode() != loaded.sha256:
+        raise ValueError(f"the file of init {spec.init!r} was exchanged just as it was read: again")
+    trained.notes += [f"init learned all labels of {dataset}" for dataset in loaded.learned]
     about = {
         "encoder_code": here.code,
         "encoder_device": where["device"],
@@ -277,7 +283,11 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
     for note in trained.notes:
         progress.say(note)
     state = {k: v.cpu().contiguous() for k, v in trained.encoder.state_dict().items()}
-    own = {"curve": trained.curve, "init": fitted, "learned": learned + [spec.dataset] * labelled}
+    own = {
+        "curve": trained.curve,
+        "init": fitted,
+        "learned": [*loaded.learned, *[spec.dataset] * labelled],
+    }
     header = {"medssl": json.dumps(about | own)}
     return safetensors.torch.save(state, header)
 
@@ -296,9 +306,10 @@ def pin_init(spec: EncoderSpec, store: Store) -> None:
     """Remembers the file of the init, if it loads; ValueError where the store knows another."""
     if name := weights.pin(spec.backbone, spec.init):
         weights.ready(spec.backbone, spec.init)
-        _known(spec, store)
         if not store.has(name):
-            store.write(name, initial(spec).loaded.sha256.encode())
+            with contextlib.suppress(FileExistsError):  # another trial was first, with its file
+                store.write(name, initial(spec).loaded.sha256.encode(), exclusive=True)
+        _known(spec, store)
 
 
 def _known(spec: EncoderSpec, store: Store) -> None:
@@ -433,7 +444,7 @@ def versions() -> str:
 
 
 def _about(content: bytes) -> dict:
-    """What was written into the header of a safetensors file."""
-    file = io.BytesIO(content)
-    size = int.from_bytes(file.read(8), "little")
-    return json.loads(json.loads(file.read(size))["__metadata__"]["medssl"])
+    """What was written into the header of a safetensors file; ValueError where there is nothing."""
+    if about := _layouts.header(content):
+        return about
+    raise ValueError("it has no header of medssl's")

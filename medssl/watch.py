@@ -59,6 +59,8 @@ def line(status: Status) -> str:
     running = states["pretraining"] + states["evaluating"]
     text = f"trials {states['finished']}/{len(status.trials)} done, {running} running"
     text += f", {states['failed']} failed" if states["failed"] else ""
+    if making := [t for t in status.parents if t.state != "finished"]:
+        text += f", {len(making)} supervised init{'s' * (len(making) > 1)} to make first"
     text += f"; cells {status.cells_done}/{status.cells}"
     eta_s = status.eta_s() if running else None
     return text + (f"; about {duration(eta_s)} of pretraining left" if eta_s is not None else "")

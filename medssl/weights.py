@@ -59,6 +59,7 @@ class Loaded:
     left_random: tuple[str, ...] = ()  # tensors of the encoder that found nothing of their shape
     changed: tuple[str, ...] = ()  # what was resampled, from what to what
     unused: tuple[str, ...] = ()  # modules of the file that the encoder has no use for
+    learned: tuple[str, ...] = ()  # datasets whose labels it has seen, where it is a store's own
 
 
 def wrong(backbone: str, init: str) -> list[str]:
@@ -125,16 +126,18 @@ def ready(backbone: str, init: str, has: Callable[[str], bool] = _nowhere) -> No
 def initialise(encoder, backbone: str, init: str, kept: bytes | None = None) -> Loaded:
     """Puts the init's weights into `encoder`, in place; "random" leaves it as it was built.
 
-    `kept` is what the store has under `source(init)`. ValueError, and OSError as of `ready`.
+    `kept` is the store's file of the encoder that an init `encoder:ID` or `supervised:DATASET` goes
+    on from. ValueError, and OSError as of `ready`.
     """
     if problems := wrong(backbone, init):
         raise ValueError(problems[0])
     if init == "random":
         return Loaded()
     if source(init) or supervised(init):
+        name = source(init) or f"{init}.safetensors"
         if kept is None:
-            raise ValueError(f"{source(init)} is not in the store: run the sweep that makes it")
-        path, promised, content = Path(source(init) or f"{init}.safetensors"), "", kept
+            raise ValueError(f"{name} is not in the store: run the sweep that makes it")
+        path, promised, content = Path(name), "", kept
     else:
         path, promised = _file(backbone, init)
         content = path.read_bytes()
@@ -145,7 +148,7 @@ def initialise(encoder, backbone: str, init: str, kept: bytes | None = None) -> 
         filled = _layouts.fit(encoder, _layouts.read(content, path.suffix))
     except ValueError as why:
         raise ValueError(f"init {init!r} of {backbone}: {path} {why}") from None
-    return Loaded(sha256, *map(tuple, filled))
+    return Loaded(sha256, *map(tuple, filled), tuple(_layouts.header(content).get("learned", ())))
 
 
 def pin(backbone: str, init: str) -> str:

@@ -105,12 +105,15 @@ def test_another_file_under_a_name_that_the_store_knows_is_a_problem(tmp_path):
     assert "there is no" in plan.make(grid(init=named), store, None).absent[0]
 
 
-def test_a_missing_solo_learn_is_answered_with_the_command_that_adds_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["byol", "moco_v1", "moco_v2", "nnclr", "ressl", "simsiam"])
+def test_a_missing_solo_learn_is_answered_with_the_command_that_adds_it(
+    method, tmp_path, monkeypatch
+):
     real = plan.importlib.util.find_spec
     monkeypatch.setattr(
         plan.importlib.util, "find_spec", lambda n: None if n == "solo" else real(n)
     )
-    found = plan.make(grid(method="byol"), Store(tmp_path), None)
+    found = plan.make(grid(method=method), Store(tmp_path), None)
     assert found.problems == ["solo-learn is missing: pip install --no-deps solo-learn==1.0.2"]
     assert plan.make(grid(), Store(tmp_path), None).problems == []  # SimCLR needs none of it
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from medssl import status, watch
-from medssl.spec import Sweep
+from medssl.spec import Sweep, parent
 from medssl.store import Store
 
 SWEEP = Sweep(
@@ -140,3 +140,24 @@ def test_a_view_outlives_a_folder_that_is_away_for_a_moment(terminal):
     thread.start()
     thread.join(timeout=30)
     assert stop.is_set()
+
+
+def test_supervised_inits_are_counted_while_they_are_made(tmp_path):
+    store = Store(tmp_path)
+    asked = Sweep(**vars(SWEEP) | {"init": ["random", "supervised:phantom/xray"]})
+    cells = asked.cells()
+    above = {p.id: p for c in cells if (p := parent(c.encoder))}
+    assert len(above) == 2  # a seed each, shared by both datasets
+    found = status.read(cells, store)
+    assert len(found.trials) == 8
+    assert "trials 0/8 done, 0 running, 2 supervised inits to make first; cells 0/8" in shown(found)
+    first, second = above
+    store.write(f"encoders/{first}.safetensors", b"-")
+    said = {"state": "pretraining", "curve": [], "updated": time.time()}
+    store.write(f"progress/{second}.json", json.dumps(said).encode())
+    found = status.read(cells, store)
+    assert "1 supervised init to make first" in shown(found)
+    status.stop(found, store)
+    assert json.loads(store.read(f"progress/{second}.json"))["state"] == "stopped"
+    store.write(f"encoders/{second}.safetensors", b"-")
+    assert "to make first" not in shown(status.read(cells, store))

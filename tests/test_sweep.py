@@ -254,6 +254,36 @@ def test_what_starts_from_an_init_that_failed_is_not_started_and_says_why(waves)
     assert set(lost.values()) == {f"{why} (logs/{ABOVE.id}.log)"}
 
 
+def test_an_init_that_was_not_begun_when_ctrl_c_came_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_fit", lambda work, job, slots: {})  # Tune leaves out the rest
+    todo = {c.encoder.id: [c] for c in CHILDREN}
+    job = engine.Job(tmp_path, None, None, "test", Resources(), 0)
+    lost = engine._parents(todo, job, 1, lambda _: None)
+    assert lost.keys() == {c.encoder.id for c in CHILDREN if c.encoder.init != "random"}
+    assert todo.keys() == {c.encoder.id for c in CHILDREN if c.encoder.init == "random"}
+
+
+def test_after_tune_has_ended_ctrl_c_is_answered_by_an_exception(tmp_path, monkeypatch):
+    """Its handler of a first wave would swallow the signal that the second is to end by."""
+    from ray import tune
+
+    class Tuner:
+        def __init__(self, *_, **__):
+            pass
+
+        def fit(self):
+            signal.signal(signal.SIGUSR1, lambda *_: None)
+            return []
+
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    job = engine.Job(tmp_path, None, None, "test", Resources(), 0)
+    with engine._ctrl_c(lambda _: None) as asked:
+        engine._fit({}, job, 1)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert asked.is_set()
+
+
 @pytest.mark.parametrize(("has", "gpu"), [({"CPU": 4.0}, 1), ({"CPU": 0.0}, 0)])
 def test_a_trial_that_fits_nowhere_is_refused(has, gpu):
     with pytest.raises(ValueError, match="lower cpu and gpu in the sweep's Resources"):

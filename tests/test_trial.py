@@ -10,7 +10,7 @@ import safetensors
 import torch
 
 from medssl import backbones, results, trial, weights
-from medssl.evals import finetune, knn
+from medssl.evals import _training, knn
 from medssl.report import tables
 from medssl.spec import Sweep, parent, settings
 from medssl.store import Store
@@ -294,20 +294,59 @@ def test_a_file_that_does_not_load_locks_no_name(tmp_path):
     assert len(store.names("inits", ".sha256")) == 1
 
 
-def test_two_trials_that_start_together_with_two_files_do_not_both_stay(tmp_path, monkeypatch):
-    store = Store(tmp_path)
-    spec = sweep(method="none", init=f"file:{tmp_path}/mine.pth").cells()[0].encoder
-    (tmp_path / "mine.pth").write_bytes(b"ours")
-    monkeypatch.setattr(trial, "pin_init", lambda *_: None)
+def test_of_two_trials_with_two_files_the_second_is_refused_before_it_trains(tmp_path, monkeypatch):
+    store, path = Store(tmp_path), tmp_path / "mine.pth"
+    spec = sweep(init=f"file:{path}").cells()[0].encoder
+    torch.save(backbones.build("vit/tiny-14", 28).state_dict(), path)
+    real = trial.initial
 
-    def made(*_):  # meanwhile another node has remembered its own file
+    def meanwhile(spec):  # another node looked just as early, and remembers its own file
         store.write(weights.pin(spec.backbone, spec.init), b"0" * 64)
-        return b"encoder"
+        return real(spec)
 
-    monkeypatch.setattr(trial, "_pretrained", made)
+    monkeypatch.setattr(trial, "initial", meanwhile)
+    monkeypatch.setattr(trial, "pretrain", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(ValueError, match="is not the file that this store knows by that name"):
         trial.encoder_of(spec, store, HERE, trial.Progress(store, spec, 1))
-    assert not store.names("encoders", "")
+    assert store.read(weights.pin(spec.backbone, spec.init)) == b"0" * 64
+
+
+def test_a_file_exchanged_while_its_encoder_trains_costs_nothing(tmp_path, monkeypatch):
+    """What counts is the file that was loaded; one that was read in between is not its."""
+    store, path = Store(tmp_path), tmp_path / "mine.pth"
+    cells = sweep(init=f"file:{path}", eval="knn", label_fraction=1.0).cells()
+    one, other = (backbones.build("vit/tiny-14", 28).state_dict() for _ in range(2))
+    torch.save(one, path)
+    real = trial.pretrain
+
+    def exchanged(after: bool):
+        def pretrain(*given, **named):
+            if after:
+                trained = real(*given, **named)
+            torch.save(other, path)
+            return trained if after else real(*given, **named)
+
+        return pretrain
+
+    monkeypatch.setattr(trial, "pretrain", exchanged(after=False))
+    with pytest.raises(ValueError, match="was exchanged just as it was read"):
+        trial.run(cells, store, HERE)
+    assert not store.names("encoders", ".safetensors")
+    torch.save(one, path)
+    monkeypatch.setattr(trial, "pretrain", exchanged(after=True))
+    trial.run(cells, store, HERE)
+    assert results.missing(cells, store) == []
+
+
+def test_labels_that_a_file_of_the_store_has_seen_are_not_forgotten(tmp_path):
+    store = Store(tmp_path)
+    spec = replace(parent(sweep(init="supervised:phantom/xray").cells()[0].encoder), recipe=QUICK)
+    trial.make(spec, store, HERE)
+    init = f"file:{store.root}/encoders/{spec.id}.safetensors"
+    cells = sweep(method="none", init=init, eval="knn", label_fraction=1.0).cells()
+    trial.run(cells, store, HERE)
+    (notes,) = {row["notes"] for row in results.table(store, cells).to_pylist()}
+    assert notes == "init learned all labels of phantom/xray"
 
 
 def test_a_good_encoder_that_no_longer_fits_is_an_error_and_is_not_made_again(
@@ -562,8 +601,8 @@ def test_a_supervised_encoder_is_made_once_and_shared_by_all_that_start_from_it(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trial, "parent", lambda spec: quick if spec.init == init else None)
         fits = []
-        real = finetune.fit
-        patch.setattr(finetune, "fit", lambda *a: fits.append(1) or real(*a))
+        real = _training.fit
+        patch.setattr(_training, "fit", lambda *a: fits.append(1) or real(*a))
         for cell in cells:
             trial.run([cell], store, HERE)
     assert fits == [1]
@@ -592,12 +631,12 @@ def test_an_encoder_can_be_made_alone_and_tells_what_went_wrong(tmp_path, monkey
     def broken(*arguments):
         raise RuntimeError("no labels today")
 
-    monkeypatch.setattr(finetune, "fit", broken)
+    monkeypatch.setattr(_training, "fit", broken)
     with pytest.raises(RuntimeError, match="no labels today"):
         trial.make(spec, store, HERE)
     assert said() == ("failed", "RuntimeError: no labels today")
     quick = lambda subject, _: (torch.nn.Sequential(subject.encoder(), torch.nn.Identity()), 3)  # noqa: E731
-    monkeypatch.setattr(finetune, "fit", quick)
+    monkeypatch.setattr(_training, "fit", quick)
     trial.make(spec, store, HERE)
     assert said() == ("finished", "")
     assert store.names("encoders", ".safetensors") == {spec.id}

@@ -41,7 +41,7 @@ def evaluate(subject: Subject, config: Config) -> Iterator:
         config = chosen(bank, subject.features("val"), config)
         yield "neighbours", float(config.neighbours)
         yield "vote_temperature", config.temperature
-    yield from judge(subject, lambda x_ND: vote(bank, nearest(bank, x_ND, config), config))
+    yield from judge(subject, lambda x_ND: vote(bank, x_ND, config))
 
 
 def chosen(bank: Features, val: Features, config: Config) -> Config:
@@ -52,8 +52,13 @@ def chosen(bank: Features, val: Features, config: Config) -> Config:
         for temperature in (TEMPERATURES if config.distance == "cosine" else [config.temperature])
     ]
     near = nearest(bank, val.x_ND, grid[-1])
-    brier = [(vote(bank, near, each) - val.t_NK).square().sum(1).mean().item() for each in grid]
+    brier = [(counted(bank, near, each) - val.t_NK).square().sum(1).mean().item() for each in grid]
     return grid[brier.index(min(brier))]
+
+
+def vote(bank: Features, x_ND: Tensor, config: Config) -> Tensor:
+    """Class scores (N, K): the bank's targets, averaged over each query's nearest neighbours."""
+    return counted(bank, nearest(bank, x_ND, config), config)
 
 
 def nearest(bank: Features, x_ND: Tensor, config: Config) -> tuple[Tensor, Tensor]:
@@ -69,8 +74,8 @@ def nearest(bank: Features, x_ND: Tensor, config: Config) -> tuple[Tensor, Tenso
     return torch.cat([close for close, _ in found]), torch.cat([near for _, near in found])
 
 
-def vote(bank: Features, near: tuple[Tensor, Tensor], config: Config) -> Tensor:
-    """Class scores (N, K): the bank's targets, averaged over each query's nearest neighbours."""
+def counted(bank: Features, near: tuple[Tensor, Tensor], config: Config) -> Tensor:
+    """Class scores (N, K) of the votes of `nearest`, or of the first of them."""
     scores = []
     for close_BJ, near_BJ in zip(*(a_NJ.split(CHUNK) for a_NJ in near), strict=True):
         close_BJ, near_BJ = (a_BJ[:, : config.neighbours] for a_BJ in (close_BJ, near_BJ))

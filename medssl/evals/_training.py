@@ -1,0 +1,99 @@
+"""Supervised learning of an encoder and a line on it: fine-tuning's loop, and a supervised init's.
+
+    labelled images -> crops -> encoder -> head -> loss -> AdamW; the best look at validation stays
+
+A batch takes the next of an order of all images, and where that ends it goes on with the next: no
+image is left out of an epoch for want of a full batch. With weight decay 0, AdamW is Adam.
+"""
+
+import copy
+import math
+import random
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medssl.device import autocast
+from medssl.evals import Subject
+from medssl.metrics import classification
+from medssl.views import PLAIN, look
+
+# N images, B in a batch, K classes
+
+
+def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
+    """(encoder, head) after the update that is best on validation, and which update that was.
+
+    `config` is `finetune.Config`.
+    """
+    images, many = subject.images("train"), subject.task.startswith("multi-label")
+    seed = random.Random(f"{config.seed} {subject.seed}").getrandbits(48)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = subject.encoder()
+        model = nn.Sequential(encoder, nn.Linear(encoder.dim, len(images.classes)))
+    device = next(encoder.parameters()).device
+    model.to(device, memory_format=torch.channels_last)
+    x_NCHW = torch.from_numpy(images.x_NHWC).permute(0, 3, 1, 2).to(device)
+    t_NK = torch.from_numpy(images.t_NK).to(device)
+    mean_DC, std_DC = (torch.from_numpy(a).to(device) for a in (images.mean_DC, images.std_DC))
+    domain_N = torch.from_numpy(images.domain_N).to(device)
+    view = replace(PLAIN, scale=(config.smallest_crop, 1.0), flip=config.flip)
+    positive_K = ((1 - t_NK).sum(0) / t_NK.sum(0).clamp_min(1)).clamp_min(1) if many else None
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
+    order, generator = torch.Generator().manual_seed(seed), torch.Generator(device)
+    batch = min(config.batch_size, len(images))
+    steps = max(config.updates, round(config.epochs * len(images) / batch))
+    best, best_step, kept, waiting = math.inf, 0, None, torch.empty(0, dtype=torch.long)
+
+    for step in range(steps):
+        if len(waiting) < batch:
+            waiting = torch.cat([waiting, torch.randperm(len(images), generator=order)])
+        picked_B, waiting = waiting[:batch].to(device), waiting[batch:]
+        domain_B = domain_N[picked_B]
+        generator.manual_seed(seed + step)
+        x_BCHW = look(view, x_NCHW[picked_B], mean_DC[domain_B], std_DC[domain_B], generator)
+        learns = step >= config.frozen * steps
+        model.train()
+        encoder.train(learns).requires_grad_(learns)
+        with autocast(device):
+            z_BK = model(x_BCHW)
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * rate(step / steps, config.schedule)
+        optimizer.zero_grad()
+        log_loss(z_BK.float(), t_NK[picked_B], positive_K).backward()
+        optimizer.step()
+        if step + 1 == steps or (step + 1) % max(1, steps // config.looks) == 0:
+            z_VK, t_VK = subject.outputs(model, "val"), torch.from_numpy(subject.images("val").t_NK)
+            found = log_loss(z_VK, t_VK, positive_K).item()
+            if config.choose == "auroc":
+                scored = classification(probabilities(z_VK, many).numpy(), t_VK, subject.task)
+                found = -dict(scored).get("auroc", -math.inf)
+            if found < best or kept is None:
+                best, best_step, kept = found, step + 1, copy.deepcopy(model.state_dict())
+
+    model.load_state_dict(kept)
+    if positive_K is not None:
+        with torch.no_grad():
+            model[1].bias -= positive_K.log()
+    return model, best_step
+
+
+def rate(progress: float, schedule: str) -> float:
+    """The share of the learning rate at a share of the training."""
+    if schedule == "steps":
+        return 0.1 ** ((progress >= 0.5) + (progress >= 0.75))
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def log_loss(z_NK: Tensor, t_NK: Tensor, positive_K: Tensor | None) -> Tensor:
+    """Mean over images; with weights of positives, of labels that do not exclude each other."""
+    if positive_K is None:
+        return F.cross_entropy(z_NK, t_NK)
+    return F.binary_cross_entropy_with_logits(z_NK, t_NK, pos_weight=positive_K.to(z_NK.device))
+
+
+def probabilities(z_NK: Tensor, many: bool) -> Tensor:
+    return z_NK.sigmoid() if many else z_NK.softmax(1)

@@ -1,0 +1,67 @@
+"""The supervised loop: whom it sees, how fast it learns, which look it keeps."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_every_eval import patterns, subject_of
+
+from medssl.evals import _training, finetune
+from medssl.plan import load
+
+QUICK = finetune.Config(epochs=2, updates=1, batch_size=4, smallest_crop=1.0, flip=0.0)
+
+
+def test_every_image_is_seen_as_often_as_there_are_epochs_though_no_batch_is_short(monkeypatch):
+    splits = patterns(2, many=False, shuffled=False)
+    few = splits["train"]
+    few = replace(few, x_NHWC=few.x_NHWC[:10], t_NK=few.t_NK[:10], domain_N=few.domain_N[:10])
+    seen, real = [], _training.look
+
+    def look(view, x_BCHW, *rest):
+        seen.append(x_BCHW)
+        return real(view, x_BCHW, *rest)
+
+    monkeypatch.setattr(_training, "look", look)
+    _training.fit(subject_of(splits | {"train": few}, "binary-class"), QUICK)
+    assert [len(x) for x in seen] == [4] * 5
+    counted = Counter(x.numpy().tobytes() for x in torch.cat(seen))
+    assert set(counted.values()) == {2}
+    assert len(counted) == 10
+
+
+def test_the_rate_falls_by_steps_or_by_a_cosine():
+    steps = [_training.rate(p, "steps") for p in (0, 0.49, 0.5, 0.74, 0.75, 0.99)]
+    assert steps == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    cosine = [_training.rate(p, "cosine") for p in (0, 0.5, 1)]
+    assert cosine == pytest.approx([1, 0.5, 0])
+
+
+@pytest.mark.parametrize(("choose", "kept"), [("log_loss", 2), ("auroc", 1)])
+def test_validation_chooses_by_what_it_is_told_to(choose, kept, monkeypatch):
+    """The first look ranks perfectly and is far too sure of the wrong side; the second is timid."""
+    splits = patterns(2, many=False, shuffled=False)
+    subject = subject_of(splits, "binary-class")
+    t_V = torch.from_numpy(splits["val"].t_NK[:, 1])
+    last = torch.zeros(len(t_V))
+    last[:5] = 0.1  # ranks nearly nothing
+    looks = iter([t_V + 9, last])
+    monkeypatch.setattr(subject, "outputs", lambda *_: torch.stack([-(z := next(looks)), z], 1))
+    one_epoch = replace(QUICK, epochs=1, batch_size=250, looks=2, choose=choose)
+    assert _training.fit(subject, one_epoch)[1] == kept
+
+
+def test_the_published_recipe_is_a_sweep():
+    """MedMNIST v2's: Adam 1e-3, batches of 128, a tenth at half and at 3/4, best AUROC of 100."""
+    cells = load(Path(__file__).parents[2] / "sweeps" / "medmnist_v2.py").cells()
+    (said,) = {cell.settings for cell in cells}
+    config = finetune.Config(**dict(said))
+    assert (config.learning_rate, config.weight_decay, config.batch_size) == (1e-3, 0, 128)
+    assert (config.epochs, config.updates, config.looks) == (100, 1, 100)
+    assert (config.schedule, config.choose) == ("steps", "auroc")
+    assert (config.smallest_crop, config.flip, config.frozen) == (1, 0, 0)
+    assert {(c.encoder.backbone, c.encoder.init, c.labels) for c in cells} == {
+        ("resnet/18-3x3", "random", "100%")
+    }
