@@ -192,6 +192,30 @@ def data_verify(data: DataOption = None) -> None:
         raise typer.Exit(1 if wrong else 0)
 
 
+@data_app.command("audit")
+def data_audit(
+    names: Annotated[list[str], typer.Argument(help="medmnist/breastmnist, ...")],
+    size: Annotated[int, typer.Option(help="28, 64, 128 or 224 pixels.")] = 28,
+    data: DataOption = None,
+) -> None:
+    """Count images of each split, and of each set's test split, that others hold, or nearly."""
+    with _sentences():
+        from rich.table import Table
+
+        from medssl import audit, datasets
+
+        pairs = [(n, split, n, known) for n in names for split, known in audit.SPLITS]
+        pairs += [(n, "test", m, "train") for n in names for m in names if n != m]
+        shown = Table("of", "images", "held by", "the same", "nearly", box=None)
+        for asked, split, known, among in pairs:
+            found = audit.overlap(
+                *(datasets.load(n, s, size, data) for n, s in ((known, among), (asked, split)))
+            )
+            counts = found.images, f"{known} {among}", found.same, found.near
+            shown.add_row(f"{asked} {split}", *map(str, counts))
+        _console().print(shown)
+
+
 @data_app.command("fetch")
 def data_fetch(
     names: Annotated[list[str], typer.Argument(help="medmnist/pathmnist, ...")],

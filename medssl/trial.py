@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from medssl import (
     _layouts,
+    audit,
     backbones,
     datasets,
     device,
@@ -41,11 +42,12 @@ from medssl import (
     supervised,
     weights,
 )
+from medssl.datasets import Images
 from medssl.datasets._splits import sample
 from medssl.evals import Features
 from medssl.features import Judged
 from medssl.pretrain import Checkpoint, NotFinite, initial, pretrain
-from medssl.spec import SUPERVISED, Cell, EncoderSpec, parent
+from medssl.spec import NONE, SUPERVISED, Cell, EncoderSpec, parent
 from medssl.store import Store
 
 PASSING = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
@@ -351,6 +353,7 @@ def evaluate(
             arrays["target"] = target.t_NK.numpy().astype(np.uint8)
             seen = {
                 "target_md5": source.md5,
+                "contamination": source.contamination,
                 "code": here.code,
                 "versions": versions(),
                 "eval_s": time.perf_counter() - began,
@@ -379,6 +382,7 @@ class Source(NamedTuple):
     task: str
     md5: str  # of the images' file
     where: dict  # device, precision and threads that made the features
+    contamination: str  # of its images among those learned from
 
 
 def _features_once(
@@ -407,11 +411,31 @@ def _features_once(
             header = {"medssl": json.dumps(kept[1])}
             store.write(name, safetensors.torch.save({"x_ND": kept[0]}, header))
         if split == "test":
-            sources[dataset] = Source(one.task, one.md5, kept[1])
+            leaks = _contamination(dataset, one, spec, store, here)
+            sources[dataset] = Source(one.task, one.md5, kept[1], leaks)
         held[dataset, split] = Features(kept[0], torch.from_numpy(one.t_NK))
         return held[dataset, split]
 
     return load, sources
+
+
+def _contamination(target: str, test: Images, spec: EncoderSpec, store: Store, here: Here) -> str:
+    """A sentence for each training split, the target's and the encoder's, that holds test images;
+    counted once for a store."""
+    said = []
+    for dataset in dict.fromkeys([target] if spec.method == NONE else [target, spec.dataset]):
+        train = datasets.load(dataset, "train", spec.image_size, here.data)
+        name = f"audits/{train.md5[:12]}-{test.md5[:12]}-v{audit.VERSION}.json"
+        if (kept := store.read(name)) is None:
+            kept = json.dumps(audit.overlap(train, test, here.device)).encode()
+            store.write(name, kept)
+        found = audit.Overlap(*json.loads(kept))
+        if found.same + found.near:
+            said.append(
+                f"{found.same + found.near} of {found.images} test images of {target} are in the "
+                f"training split of {dataset}, {found.near} of them nearly"
+            )
+    return "; ".join(said)
 
 
 def _intact(store: Store, name: str, read: Callable, progress: Progress):

@@ -11,6 +11,7 @@ import torch
 
 from medssl import backbones, results, trial, weights
 from medssl.evals import _training, knn
+from medssl.pretrain import initial
 from medssl.report import tables
 from medssl.spec import Sweep, parent, settings
 from medssl.store import Store
@@ -181,6 +182,32 @@ def test_the_subset_seed_draws_other_labels(tmp_path):
     trial.run(cells, store, HERE)
     scores = [results.predictions(store, cell)["scores"] for cell in cells]
     assert (scores[0] != scores[1]).any()
+
+
+def test_test_images_that_were_learned_from_are_counted_once_and_told(tmp_path, data, monkeypatch):
+    here, store, counted = replace(HERE, data=data), Store(tmp_path), []
+    real = trial.audit.overlap
+    monkeypatch.setattr(trial.audit, "overlap", lambda *a: counted.append(1) or real(*a))
+    breast, pneumonia = "medmnist/breastmnist", "medmnist/pneumoniamnist"
+    grid = {"method": "none", "eval": "knn", "label_fraction": 1.0}
+    cells = sweep(**grid, dataset=[breast, pneumonia], target=[breast, pneumonia]).cells()
+    for cell in cells:
+        trial.run([cell], store, here)
+    assert len(counted) == 2  # an untrained encoder has seen nothing: each target's own splits
+    rows = results.table(store, cells).to_pylist()
+    leak = f"test images of {breast} are in the training split of"
+    told = f"58 of 156 {leak} {breast}, 57 of them nearly"
+    assert {(r["target"], r["contamination"]) for r in rows} == {(breast, told), (pneumonia, "")}
+    assert tables.notes(rows) == [told]
+    trained = sweep(epochs=1, eval="knn", label_fraction=1.0, dataset=pneumonia, target=breast)
+    monkeypatch.setattr(trial, "pretrain", lambda spec, *_, **__: initial(spec))
+    monkeypatch.setattr(trial.audit, "NEAR", 9.0)  # everything is a twin
+    trial.run(trained.cells(), store, here)
+    assert len(counted) == 3  # what pretraining saw, against what it is judged on
+    (row,) = {r["contamination"] for r in results.table(store, trained.cells()).to_pylist()}
+    assert row.startswith(
+        f"{told}; 156 of 156 test images of {breast} are in the training split of"
+    )
 
 
 def test_shots_reach_features_and_images(tmp_path, monkeypatch):
