@@ -352,6 +352,7 @@ def evaluate(
             metrics = {k: v for k, v in found.items() if k not in arrays}
             arrays["target"] = target.t_NK.numpy().astype(np.uint8)
             seen = {
+                "task": source.task,
                 "target_md5": source.md5,
                 "contamination": source.contamination,
                 "code": here.code,
