@@ -89,13 +89,26 @@ def table(
         Path | None,
         typer.Option(help="File to write, which csv and parquet need; else to the terminal."),
     ] = None,
+    bootstrap: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Resamples of the test images, for intervals, p and ranks: 1000.",
+        ),
+    ] = 0,
+    against: Annotated[
+        str | None,
+        typer.Option(help="With --bootstrap: method that the others differ from; default none."),
+    ] = None,
 ) -> None:
     """The sweep's results as a table, or as a file to go on with."""
     with _sentences():
         from medssl import plan as planning
         from medssl.store import Store
 
-        _table(planning.load(sweep).cells(), Store(store), metric, format, out)
+        cells = planning.load(sweep).cells()
+        _table(cells, Store(store), metric, format, out, bootstrap, against)
 
 
 @app.command()
@@ -355,12 +368,26 @@ def _figures(kept):
     return of
 
 
-def _table(cells: list, kept, metric: str, format: Format, out: Path | None) -> None:
+def _table(
+    cells: list,
+    kept,
+    metric: str,
+    format: Format,
+    out: Path | None,
+    bootstrap: int = 0,
+    against: str | None = None,
+) -> None:
     from medssl import results
     from medssl.report import tables
 
+    if against and not bootstrap:
+        raise ValueError("--against compares on resamples: add --bootstrap 1000")
     found = results.table(kept, cells)
     if format in (Format.csv, Format.parquet):
+        if bootstrap:
+            raise ValueError(
+                f"--format {format} holds rows, without intervals: leave out --bootstrap"
+            )
         if out is None:
             raise ValueError(f"--format {format} writes a file: name it with --out FILE")
         if out.suffix != f".{format}":
@@ -377,25 +404,36 @@ def _table(cells: list, kept, metric: str, format: Format, out: Path | None) -> 
     known = sorted({row["metric"] for row in rows})
     if metric not in known:
         raise ValueError(f"no metric {metric!r} in this sweep: choose from {', '.join(known)}")
-    found = tables.summaries(rows, metric)
+    notes = tables.notes(rows)
+    if bootstrap:
+        from medssl.report import intervals
+
+        by_id = {cell.id: cell for cell in cells}
+        found, more = intervals.summaries(
+            rows, metric, lambda cell: results.predictions(kept, by_id[cell]), bootstrap, against
+        )
+        notes += more
+    else:
+        found = tables.summaries(rows, metric)
     if format is Format.terminal and out is None:
         for one in found:
-            _console(wide=True).print(_grid(one))
+            console = _console(wide=True)
+            console.print(_grid(one, console.width))
         for caption in dict.fromkeys(one.caption for one in found):
-            _console().print(caption, style="dim", highlight=False)
-        for note in tables.notes(rows):
+            _console().print(_plain(caption), style="dim", highlight=False)
+        for note in notes:
             _console().print(f"note: {_plain(note)}", highlight=False)
         return
     write = tables.latex if format is Format.latex else tables.markdown
-    text = write(found, tables.notes(rows))
+    text = write(found, notes)
     if out is None:
         typer.echo(text)
     else:
         out.write_text(text)
 
 
-def _grid(table):
-    """A table of report/ as rich draws it."""
+def _grid(table, width: int = 1000):
+    """A table of report/ as rich draws it; too wide, its intervals have lines of their own."""
     from rich import box
     from rich.table import Table
 
@@ -406,8 +444,10 @@ def _grid(table):
         shown.add_column(
             name, justify="right" if number else "left", no_wrap=number, overflow="fold"
         )
+    columns = zip(table.header, *table.rows, strict=True)
+    wide = sum(max(map(len, column)) + 1 for column in columns) > width
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*(_plain(text.replace(" [", "\n[") if wide else text) for text in row))
     return shown
 
 

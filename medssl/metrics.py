@@ -11,7 +11,7 @@ validation and used on test: found on test itself, they flatter.
 Guo et al. 2017, https://arxiv.org/abs/1706.04599
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -25,15 +25,8 @@ SURE = 1e-6  # a vote of 0 or 1 has no logarithm; nothing is taken for surer tha
 
 def classification(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
     """(name, value) of auroc, accuracy, balanced_accuracy and recall_k, all in [0, 1]."""
-    s, t, classes = _judged(scores_NK, t_NK, task)
-    if not np.isfinite(s).all():
-        raise ValueError("scores are not finite: no metric is better than a false one")
-    if task == "binary-class":
-        hit_NK = np.stack([s[:, -1] <= 0.5, s[:, -1] > 0.5], axis=1)
-    elif task.startswith("multi-label"):
-        hit_NK = s > 0.5
-    else:
-        hit_NK = np.arange(t.shape[1]) == s.argmax(1)[:, None]
+    s, t = np.asarray(scores_NK, np.float64), np.asarray(t_NK) > 0.5
+    classes, hit_NK = decided(s, task)
     auroc = {k: roc_auc_score(t[:, k], s[:, k]) for k in classes if _told_apart(t[:, k])}
     if auroc:
         yield "auroc", float(np.mean(list(auroc.values())))
@@ -51,6 +44,18 @@ def classification(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterat
     if len(classes) > 1:
         for k, value in auroc.items():
             yield f"auroc_{k}", float(value)
+
+
+def decided(scores_NK: np.ndarray, task: str) -> tuple[Sequence[int], np.ndarray]:
+    """The columns that have an AUROC in this task, and which labels (N, K) each image is given."""
+    if not np.isfinite(scores_NK).all():
+        raise ValueError("scores are not finite: no metric is better than a false one")
+    classes = range(scores_NK.shape[1])
+    if task == "binary-class":
+        return classes[-1:], np.stack([scores_NK[:, -1] <= 0.5, scores_NK[:, -1] > 0.5], axis=1)
+    if task.startswith("multi-label"):
+        return classes, scores_NK > 0.5
+    return classes, np.arange(len(classes)) == scores_NK.argmax(1)[:, None]
 
 
 def calibration(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:

@@ -10,7 +10,7 @@ seeds. What all encoders of a table share is in its caption.
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 
@@ -25,6 +25,9 @@ QUIET = {
 }  # of which a default goes unsaid
 
 
+Known = tuple[int, float]  # shots and label fraction: columns in this order, shots last
+
+
 @dataclass
 class Summary:
     """Text throughout."""
@@ -35,15 +38,43 @@ class Summary:
     caption: str
 
 
+@dataclass
+class Grid:
+    """What a table is made of: line (its value on each of `shown`) -> labels known -> rows."""
+
+    title: str
+    shown: list[str]
+    lines: dict[tuple[str, ...], dict[Known, list[dict]]]
+
+    @property
+    def rows(self) -> list[dict]:
+        return [
+            row for of_line in self.lines.values() for found in of_line.values() for row in found
+        ]
+
+    @property
+    def columns(self) -> list[Known]:
+        return sorted({known for of_line in self.lines.values() for known in of_line})
+
+    @property
+    def header(self) -> list[str]:
+        return [*self.shown, *map(heading, self.columns)]
+
+
 def summaries(rows: Iterable[dict], metric: str = "auroc") -> list[Summary]:
     """Of the results table's rows (as dicts) those of `metric`, a table per evaluation."""
+    return [summary(grid) for grid in grids(rows, metric)]
+
+
+def grids(rows: Iterable[dict], metric: str = "auroc") -> list[Grid]:
+    """The same, before anything is averaged."""
     by_eval: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for row in rows:
         if row["metric"] == metric:
             by_eval[row["eval"], row["settings"]].append(row)
     names = [name for name, _ in by_eval]
     return [
-        _summary(f"{name} {metric}" + (f" {settings}" if names.count(name) > 1 else ""), found)
+        _grid(f"{name} {metric}" + (f" {settings}" if names.count(name) > 1 else ""), found)
         for (name, settings), found in by_eval.items()
     ]
 
@@ -74,6 +105,52 @@ def notes(rows: Iterable[dict]) -> list[str]:
     ]
 
 
+def summary(
+    grid: Grid,
+    beside: Callable[[tuple[str, ...], Known], str] = lambda line, known: "",
+    said: str = "",
+) -> Summary:
+    """Means over seeds, each followed by what stands `beside` it, which the caption says."""
+    rows, shown = grid.rows, grid.shown
+    seeds = len({row["seed"] for row in rows})
+    same = {axis: _shared(rows, axis) for axis in NOTED if axis not in shown}
+    same = {axis: value for axis, value in same.items() if value not in ("", QUIET.get(axis))}
+    spread = f", mean ± sd over {seeds} pretraining seeds" if seeds > 1 else ", 1 pretraining seed"
+    if any(_agree(found) for of_line in grid.lines.values() for found in of_line.values()):
+        spread += ", no ± where they agree to the last digit"
+    split = "validation" if rows[0]["metric"].startswith("val_") else "test"
+    return Summary(
+        title=grid.title,
+        header=grid.header,
+        rows=[
+            [
+                *_flagged(line, grid),
+                *(_number(found.get(k, []), seeds) + beside(line, k) for k in grid.columns),
+            ]
+            for line, found in grid.lines.items()
+        ],
+        caption=f"{split} split{spread}{said}; {', '.join(f'{k} {v}' for k, v in same.items())}",
+    )
+
+
+def value(rows: Iterable[dict]) -> float:
+    """The number of a table: the mean over pretraining seeds, each the mean over its subsets."""
+    return mean(_values(rows))
+
+
+def by_seed(rows: Iterable[dict]) -> dict[int, list[dict]]:
+    """The rows of a number, which differ in seeds alone: pretraining seed -> subset seeds."""
+    found: dict[int, list[dict]] = defaultdict(list)
+    for row in rows:
+        found[row["seed"]].append(row)
+    return found
+
+
+def heading(known: Known) -> str:
+    shots, fraction = known
+    return labels(fraction, shots)
+
+
 def markdown(tables: Iterable[Summary], notes: Iterable[str] = ()) -> str:
     def one(table: Summary) -> str:
         lines = [table.header, ["---"] * len(table.header), *table.rows]
@@ -86,8 +163,8 @@ def markdown(tables: Iterable[Summary], notes: Iterable[str] = ()) -> str:
 
 def latex(tables: Iterable[Summary], notes: Iterable[str] = ()) -> str:
     """A booktabs tabular per table, then a small line per note, every special character escaped."""
-    special = {c: f"\\{c}" for c in "_%&#${}"} | {"±": r"$\pm$", "\\": r"\textbackslash{}"}
-    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special = {c: f"\\{c}" for c in "_%&#${}"} | {"±": r"$\pm$", "†": r"$^\dagger$", "<": "$<$"}
+    special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
     def escaped(text: str) -> str:
         return "".join(special.get(c, c) for c in text)
@@ -107,48 +184,25 @@ def latex(tables: Iterable[Summary], notes: Iterable[str] = ()) -> str:
     return "\n".join([*map(one, tables), *told])
 
 
-def _summary(title: str, rows: list[dict]) -> Summary:
+def _grid(title: str, rows: list[dict]) -> Grid:
     shown = [axis for axis in AXES if axis in ("target", "method") or _varies(rows, axis)]
-    found: dict = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    collapsed: dict = defaultdict(set)
+    lines: dict = defaultdict(lambda: defaultdict(list))
     targets = list(dict.fromkeys(row["target"] for row in rows))
     for row in sorted(rows, key=lambda row: targets.index(row["target"])):
-        line = tuple(_text(row, axis) for axis in shown)
-        found[line][_known(row)][row["seed"]].append(row["value"])
-        if row.get("collapsed"):
-            collapsed[line].add(row["seed"])
-    columns = sorted({_known(row) for row in rows})
-    seeds = len({row["seed"] for row in rows})
-    same = {axis: _shared(rows, axis) for axis in NOTED if axis not in shown}
-    same = {axis: value for axis, value in same.items() if value not in ("", QUIET.get(axis))}
-    spread = f", mean ± sd over {seeds} pretraining seeds" if seeds > 1 else ", 1 pretraining seed"
-    numbers = [of_line[known] for of_line in found.values() for known in columns]
-    if any(_agree(by_seed) for by_seed in numbers):
-        spread += ", no ± where they agree to the last digit"
-    split = "validation" if rows[0]["metric"].startswith("val_") else "test"
-    return Summary(
-        title=title,
-        header=[*shown, *(labels(fraction, shots) for shots, fraction in columns)],
-        rows=[
-            [
-                *_flagged(line, shown, collapsed[line]),
-                *(_number(cells[known], seeds) for known in columns),
-            ]
-            for line, cells in found.items()
-        ],
-        caption=f"{split} split{spread}; {', '.join(f'{k} {v}' for k, v in same.items())}",
-    )
+        lines[tuple(_text(row, axis) for axis in shown)][_known(row)].append(row)
+    return Grid(title, shown, lines)
 
 
-def _known(row: dict) -> tuple[int, float]:
-    """How many labels are known, in the order of the columns: shots follow shares."""
+def _known(row: dict) -> Known:
     return row["shots"], row["label_fraction"]
 
 
-def _flagged(line: tuple[str, ...], shown: list[str], collapsed: set[int]) -> list[str]:
+def _flagged(line: tuple[str, ...], grid: Grid) -> list[str]:
     """A method whose features collapsed says so, and under how many seeds."""
+    rows = [row for found in grid.lines[line].values() for row in found]
+    collapsed = {row["seed"] for row in rows if row.get("collapsed")}
     flag = f" (collapsed: {len(collapsed)})" if collapsed else ""
-    return [text + flag * (axis == "method") for text, axis in zip(line, shown, strict=True)]
+    return [text + flag * (axis == "method") for text, axis in zip(line, grid.shown, strict=True)]
 
 
 def _varies(rows: list[dict], axis: str) -> bool:
@@ -174,14 +228,20 @@ def _text(row: dict, axis: str) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _number(by_seed: dict[int, list[float]], seeds: int) -> str:
-    if not by_seed:
+def _number(rows: list[dict], seeds: int) -> str:
+    if not rows:
         return "-"
-    values = [mean(of_one) for of_one in by_seed.values()]
-    spread = len(values) > 1 and not _agree(by_seed)
-    text = f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if spread else "")
+    values = _values(rows)
+    spread = len(values) > 1 and not _agree(rows)
+    text = f"{value(rows):.3f}" + (f" ± {stdev(values):.3f}" if spread else "")
     return text + (f" (n={len(values)})" if len(values) < seeds else "")
 
 
-def _agree(by_seed: dict[int, list[float]]) -> bool:
-    return len(by_seed) > 1 and len({mean(of_one) for of_one in by_seed.values()}) == 1
+def _values(rows: list[dict]) -> list[float]:
+    """One of each pretraining seed."""
+    return [mean(row["value"] for row in of_seed) for of_seed in by_seed(rows).values()]
+
+
+def _agree(rows: list[dict]) -> bool:
+    values = _values(rows)
+    return len(values) > 1 and len(set(values)) == 1
