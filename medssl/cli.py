@@ -400,10 +400,13 @@ def _table(
         return
     if left := results.missing(cells, kept):
         typer.echo(f"{len(left)} of {len(cells)} cells have no result yet", err=True)
-    rows = found.to_pylist()
-    known = sorted({row["metric"] for row in rows})
+    known = sorted(found["metric"].unique().to_pylist())
     if metric not in known:
-        raise ValueError(f"no metric {metric!r} in this sweep: choose from {', '.join(known)}")
+        few = [name for name in known if ":" not in name]
+        more = [name for name in known if ":" in name]
+        told = ", ".join(few) + (f"; or of one set or group, as {more[0]}" if more else "")
+        raise ValueError(f"no metric {metric!r} in this sweep: choose from {told}")
+    rows = results.only(found, metric).to_pylist()
     notes = tables.notes(rows)
     if bootstrap:
         from medssl.report import intervals

@@ -3,7 +3,8 @@
     uint8 images, uncropped -> normalised as in pretraining -> encoder in eval mode -> (N, D)
 
 The same normalisation as in pretraining, each image by its own set's training statistics: the
-reference code's differ between the two, which costs accuracy for no reason.
+reference code's differ between the two, which costs accuracy for no reason. What is to be told from
+the target is normalised as the target is: its own statistics would say where it is from.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from medssl.evals import Features
 
 # N images, B at a time, C channels, D features, K classes
 
-Load = Callable[[str, str], Features]  # (dataset, split) -> features of the whole split
+Load = Callable[..., Features]  # (dataset, split[, target to be seen as]) -> of the whole split
 
 
 @torch.no_grad()
@@ -78,7 +79,9 @@ class Judged:
         self._read: dict[str, Images] = {}  # splits, read once for as long as this cell lasts
 
     def features(self, split: str, dataset: str | None = None) -> Features:
-        whole = self._load(dataset or self.target, "train" if split == "unlabeled" else split)
+        part = "train" if split == "unlabeled" else split
+        other = dataset not in (None, self.target)
+        whole = self._load(dataset, part, self.target) if other else self._load(self.target, part)
         if split == "unlabeled":
             return Features(whole.x_ND, torch.full_like(whole.t_NK, torch.nan))
         if split != "train" or (keep := self._known(whole.t_NK.numpy())) is None:

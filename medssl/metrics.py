@@ -4,6 +4,8 @@ What a reader would get wrong: accuracy of a binary task is score > 0.5 (strictl
 class, that of a multi-label task the mean over labels, and both need probabilities, not logits.
 A class that has no image, or every image, in the split has no AUROC: it is left out of the mean.
 medmnist/evaluator.py; balanced accuracy of a multi-label task as in MedMNIST-C's eval.py
+Of detection: "FPR@95" is one number in ODIN and another in OpenOOD, and both are here by what they
+are.
 
 Calibration of classes that exclude each other is that of the class that is chosen; elsewhere of
 each label's probability, and the mean over labels. A temperature and a threshold are found on
@@ -15,12 +17,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 BINS = 15  # of equal width, for the calibration error
 SURE = 1e-6  # a vote of 0 or 1 has no logarithm; nothing is taken for surer than this
 
-# N images, K classes, L levels of a score
+# N images (of the set, where M are from elsewhere), K classes, L levels of a score
 
 
 def classification(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
@@ -155,3 +157,29 @@ def _log_loss(z_NK: np.ndarray, t_NK: np.ndarray, task: str) -> float:
     if task.startswith("multi-label"):
         return float((np.logaddexp(0, z_NK) - z_NK * t_NK).mean())
     return float(-np.log(_softmax(z_NK)[t_NK]).mean())
+
+
+def detection(in_N: np.ndarray, out_M: np.ndarray) -> Iterator:
+    """(name, value), in [0, 1], of scores that are to be larger in distribution than out of it.
+
+    aupr_in has the images in distribution as positives, aupr_out the others; both depend on how
+    many there are of each. fpr95_ood_accepted is the share from elsewhere that is accepted when
+    95 % in distribution are (ODIN, Liang et al. 2018), fpr95_id_flagged the share in distribution
+    that is flagged when 95 % from elsewhere are (OpenOOD 1.5). Equal scores are not separated.
+    """
+    s = np.concatenate([in_N, out_M]).astype(np.float64)
+    if not np.isfinite(s).all():
+        raise ValueError("scores are not finite: no metric is better than a false one")
+    inside = np.arange(len(s)) < len(in_N)
+    yield "auroc", float(roc_auc_score(inside, s))
+    yield "aupr_in", float(average_precision_score(inside, s))
+    yield "aupr_out", float(average_precision_score(~inside, -s))
+    yield "fpr95_ood_accepted", _fpr95(s[inside], s[~inside])
+    yield "fpr95_id_flagged", _fpr95(-s[~inside], -s[inside])
+
+
+def _fpr95(positive_N: np.ndarray, negative_M: np.ndarray) -> float:
+    """Share of negatives that score no less than the highest threshold with 95 % of positives."""
+    least = -(-95 * len(positive_N) // 100)  # whole numbers: 0.95 * N may be a hair above itself
+    threshold = np.sort(positive_N)[len(positive_N) - least]
+    return float((negative_M >= threshold).mean())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import medssl
 from medssl import datasets, registry, results, weights
+from medssl.ranges import split
 from medssl.spec import NONE, Cell, EncoderSpec, Sweep, parent
 from medssl.store import Store
 
@@ -88,6 +89,8 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
     named, made = to_make(cells), to_make(missing, store.names("encoders", ".safetensors"))
     for name, size in needed_data(cells, named):
         problems.update(datasets.wrong(name, size))
+    for name, target in sorted({(c.eval, c.target) for c in cells if _compares_nothing(c)}):
+        problems[f"{name} has nothing to tell from {target}: name sets in {_sets(name)}"] += 1
     for views in sorted({s.views for s in specs if s.method != NONE} - set(presets)):
         problems[f"no views {views!r}: choose from own, {', '.join(presets)}"] += 1
     for axis, known in (
@@ -178,6 +181,17 @@ def _needs_solo(method: str) -> bool:
     text = (registry.ROOT / "methods" / f"{method}.py").read_text()
     lent = re.findall(r"^from medssl\.methods(?:\.| import )(\w+)", text, re.M)
     return "_solo" in lent or any(_needs_solo(other) for other in lent if other[0].islower())
+
+
+def _compares_nothing(cell: Cell) -> bool:
+    """Whether the evaluation compares the target with other sets, and none is named."""
+    return bool(_sets(cell.eval)) and cell.datasets == (cell.target,)
+
+
+def _sets(name: str) -> str:
+    """The settings of an evaluation that name sets, as words; "" where it has none."""
+    config = registry.config("evals", name)
+    return " or ".join(f.name for f in fields(config) if split(f.type)[0] is tuple)
 
 
 def _wrong(backbone: str, size: int) -> list[str]:

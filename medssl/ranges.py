@@ -17,6 +17,7 @@ Whole = Annotated[int, Range(lambda value: value >= 0, "0 or more")]
 Positive = Annotated[float, Range(lambda value: value > 0, "above 0")]
 Weight = Annotated[float, Range(lambda value: value >= 0, "0 or more")]
 Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "from 0 to 1")]
+Pool = Annotated[str, Range(lambda value: value in ("test", "all"), "test or all")]  # of splits
 Sets = Annotated[tuple, Range(lambda value: True, "dataset names")]  # beside the target; any order
 
 

@@ -1,19 +1,22 @@
 """The results table: one Parquet file per finished cell, so "done" and "measured" are one fact.
 
     rows/CELL.parquet          a row per metric: the whole spec, the value, where it came from
-    predictions/CELL.parquet   a row per test image: its target, and what the evaluation kept of it
+    predictions/CELL.parquet   a row per test image: its target, and what the evaluation kept of it;
+                               and of images of other sets, where it asked for them
 
 A cell without a file was not measured: there is no row of a failed cell, and no 0.0 instead of one.
 """
 
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -49,7 +52,7 @@ ROW = pa.schema(
         ("encoder_versions", pa.string()),
         ("dataset_md5", pa.string()),  # of the files pretrained on
         ("task", pa.string()),  # MedMNIST's, of the target: what its scores mean
-        ("target_md5", pa.string()),  # of the files judged on
+        ("target_md5", pa.string()),  # of the files judged on, in the order of `Cell.datasets`
         ("init_sha256", pa.string()),  # of the weights file, empty for random
         ("init_left_random", pa.string()),  # what of the encoder it did not hold: a stem
         ("device", pa.string()),  # where the features of the test split were made
@@ -80,18 +83,13 @@ def save(
 ) -> None:
     """Predictions first, then the rows, whose file says that the cell is done.
 
+    An array "NAME" has a row per test image of the target, one "NAME:SET" a row per image of SET.
     ValueError where there is no metric: a file without rows would say that nothing is missing.
     """
     if not metrics:
         raise ValueError(f"{cell.eval} yielded no metric")
     if arrays:
-        columns = {
-            k: pa.FixedSizeListArray.from_arrays(a.ravel(), a[0].size) for k, a in arrays.items()
-        }
-        kept = pa.table(
-            {"image": pa.array(range(len(next(iter(arrays.values())))), pa.int32()), **columns}
-        )
-        store.write(f"predictions/{cell.id}.parquet", _parquet(kept))
+        store.write(f"predictions/{cell.id}.parquet", _parquet(_images(arrays, cell.target)))
     spec = {f.name: getattr(cell.encoder, f.name) for f in fields(cell.encoder)}
     spec |= {f.name: getattr(cell, f.name) for f in fields(cell) if f.name != "encoder"}
     spec |= {k: json.dumps(dict(spec[k])) for k in ("recipe", "settings")}
@@ -136,13 +134,30 @@ def set_aside_broken(cells: Iterable[Cell], store: Store) -> list[str]:
     return broken
 
 
+def only(rows: pa.Table, metric: str) -> pa.Table:
+    """The rows of one metric: an evaluation may have a thousand, and a dict of each is slow."""
+    return rows.filter(pc.field("metric") == metric)
+
+
 def predictions(store: Store, cell: Cell) -> dict[str, np.ndarray]:
-    """What was kept of every test image: "target" (N, K) and, of a classifier, "scores" (N, K)."""
+    """What was kept of every image, by the names that `save` was given.
+
+    "target" (N, K); of a classifier "scores" (N, K); of ood "mahalanobis" (N,) for the test images
+    of the target, "mahalanobis:medmnist/dermamnist" (M,) for another set's, and so on.
+    """
     content = store.read(f"predictions/{cell.id}.parquet")
     if content is None:
         raise ValueError(f"no predictions of cell {cell.id} in {store.root}: run its sweep first")
-    read = pq.read_table(pa.BufferReader(content))
-    return {k: np.stack(read[k].to_numpy()) for k in read.column_names if k != "image"}
+    read, found = pq.read_table(pa.BufferReader(content)), {}
+    if "set" not in read.column_names:  # written when an evaluation had the target's images alone
+        read = read.add_column(0, "set", pa.array([cell.target] * len(read)))
+    for name in read["set"].unique().to_pylist():
+        part = read.filter(pc.field("set") == name)
+        for column in part.column_names[2:]:
+            if not part[column].null_count:
+                key = column if name == cell.target else f"{column}:{name}"
+                found[key] = np.stack(part[column].to_numpy())
+    return found
 
 
 def export(rows: pa.Table, path: Path) -> None:
@@ -162,6 +177,22 @@ def _read(content: bytes) -> pa.Table:
     if not rows.num_rows:
         raise ValueError("it has no rows")
     return rows
+
+
+def _images(arrays: Mapping[str, np.ndarray], target: str) -> pa.Table:
+    """A row per image, set by set, the target's first; null where nothing was kept of a set's."""
+    sets: dict[str, dict[str, pa.Array]] = defaultdict(dict)
+    for key, a in sorted(arrays.items(), key=lambda pair: ":" in pair[0]):
+        name, _, of = key.partition(":")
+        ends = np.arange(len(a) + 1, dtype=np.int32) * a[0].size
+        column = pa.array(a) if a.ndim == 1 else pa.ListArray.from_arrays(ends, a.ravel())
+        sets[of or target][name] = column
+    parts = []
+    for of, columns in sets.items():
+        n = len(next(iter(columns.values())))
+        own = {"set": pa.array([of] * n), "image": pa.array(range(n), pa.int32())}
+        parts.append(pa.table({**own, **columns}))
+    return pa.concat_tables(parts, promote_options="default")
 
 
 def _parquet(rows: pa.Table) -> bytes:

@@ -8,6 +8,7 @@ has no rivals. A run is found again by the tag `medssl.encoder`, never made twic
 after the last epoch that the server has.
 """
 
+import hashlib
 import logging
 import os
 import threading
@@ -18,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from medssl import results
-from medssl.spec import Cell, settings
+from medssl.spec import Cell, Scalar, settings
 from medssl.status import Status, Trial
 from medssl.store import Store
 
@@ -207,9 +208,18 @@ def _metric(cell: Cell, metric: str) -> str:
     known = f"{cell.shots}-shot" if cell.shots else f"{cell.label_fraction:g}"
     name = f"{cell.eval}/{metric}:{known}"
     changed = dict(set(cell.settings) - set(settings("evals", cell.eval)))
-    name += "".join(f" {k} {v}" for k, v in sorted(changed.items()))
+    name += "".join(f" {k} {_told(v)}" for k, v in sorted(changed.items()))
     name += f" subset {cell.subset_seed}" if cell.subset_seed else ""
     return name + (f" {_safe(cell.target)}" if cell.target != cell.encoder.dataset else "")
+
+
+def _told(value: Scalar) -> str:
+    """A value; of many names their number and a digest, for MLflow's names end at 250 letters."""
+    if not isinstance(value, tuple):
+        return str(value)
+    names = " ".join(value)
+    digest = hashlib.sha256(names.encode()).hexdigest()[:6]
+    return _safe(names) if len(names) <= 60 else f"{len(value)} sets {digest}"
 
 
 def _safe(name: str) -> str:

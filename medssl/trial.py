@@ -353,7 +353,7 @@ def evaluate(
             arrays["target"] = target.t_NK.numpy().astype(np.uint8)
             seen = {
                 "task": source.task,
-                "target_md5": source.md5,
+                "target_md5": " ".join(sources[s].md5 for s in cell.datasets if s in sources),
                 "contamination": source.contamination,
                 "code": here.code,
                 "versions": versions(),
@@ -384,24 +384,31 @@ class Source(NamedTuple):
     md5: str  # of the images' file
     where: dict  # device, precision and threads that made the features
     contamination: str  # of its images among those learned from
+    statistics: tuple[np.ndarray, np.ndarray]  # mean_DC and std_DC, its own
 
 
 def _features_once(
     made: Made, spec: EncoderSpec, store: Store, here: Here, progress: Progress
-) -> tuple[Callable[[str, str], Features], dict[str, Source]]:
+) -> tuple[Callable[..., Features], dict[str, Source]]:
     """(dataset, split) -> features, extracted once, then from memory or the store; and, of every
     dataset whose test split was asked for, its `Source`.
 
-    The file's name holds what the features depend on: images, encoder file, and the code's version.
+    (dataset, split, target) are features of images that are taken for the target's, whose test
+    split was asked for before. The file's name holds what the features depend on: images, whose
+    normalisation, encoder file, and the code's version.
     """
-    held: dict[tuple[str, str], Features] = {}
+    held: dict[tuple[str, str, str | None], Features] = {}
     sources: dict[str, Source] = {}
 
-    def load(dataset: str, split: str) -> Features:
-        if (dataset, split) in held:
-            return held[dataset, split]
+    def load(dataset: str, split: str, target: str | None = None) -> Features:
+        if (dataset, split, target) in held:
+            return held[dataset, split, target]
         one = datasets.load(dataset, split, spec.image_size, here.data)
-        name = f"{one.md5[:12]}-{split}-{made.digest}-v{Cell.eval_version}"
+        seen, statistics = f"{one.md5[:12]}-{split}", (one.mean_DC, one.std_DC)
+        if target:
+            seen += f"-as-{sources[target].md5[:12]}"
+            one = one.through(*sources[target].statistics)
+        name = f"{seen}-{made.digest}-v{Cell.eval_version}"
         name = f"features/{spec.id}/{name}.safetensors"
 
         def read(content: bytes) -> tuple[Tensor, dict]:
@@ -411,11 +418,11 @@ def _features_once(
             kept = features.extract(made.encoder, one, here.device), device.describe(here.device)
             header = {"medssl": json.dumps(kept[1])}
             store.write(name, safetensors.torch.save({"x_ND": kept[0]}, header))
-        if split == "test":
-            leaks = _contamination(dataset, one, spec, store, here)
-            sources[dataset] = Source(one.task, one.md5, kept[1], leaks)
-        held[dataset, split] = Features(kept[0], torch.from_numpy(one.t_NK))
-        return held[dataset, split]
+        if split == "test" and (target is None or dataset not in sources):
+            leaks = _contamination(dataset, one, spec, store, here) if target is None else ""
+            sources[dataset] = Source(one.task, one.md5, kept[1], leaks, statistics)
+        held[dataset, split, target] = Features(kept[0], torch.from_numpy(one.t_NK))
+        return held[dataset, split, target]
 
     return load, sources
 

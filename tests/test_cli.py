@@ -68,6 +68,19 @@ def test_table_on_the_terminal_and_in_every_format(sweep, store, tmp_path):
         assert path.stat().st_size > 50
 
 
+def test_a_metric_of_one_set_is_a_table_and_not_in_the_list_of_names(sweep, tmp_path):
+    kept = Store(tmp_path / "store")
+    metrics = {"auroc": 0.75, "ssd/auroc": 0.5} | {f"ssd/auroc:a/{k}": k / 1000 for k in range(99)}
+    for cell in plan.load(plan.Path(sweep)).cells():
+        results.save(kept, cell, metrics, {}, {})
+    _, out = medssl("table", sweep, "--store", str(kept.root), "--metric", "ssd/auroc:a/42")
+    assert "knn ssd/auroc:a/42" in out
+    assert "0.042" in out
+    code, out = medssl("table", sweep, "--store", str(kept.root), "--metric", "ssd")
+    told = "choose from auroc, ssd/auroc; or of one set or group, as ssd/auroc:a/0"
+    assert (code, told in " ".join(out.split()), "a/42" in out) == (2, True, False)
+
+
 @pytest.mark.parametrize("kind", ["terminal", "markdown", "latex"])
 def test_every_table_tells_the_notes(sweep, tmp_path, kind):
     kept = Store(tmp_path / "store")

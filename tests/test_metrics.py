@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
 from medmnist.evaluator import getACC, getAUC
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from medssl import metrics
-from medssl.metrics import classification
+from medssl.metrics import classification, detection
 
 N = 400
 TASKS = {
@@ -188,3 +190,65 @@ def test_each_class_has_its_own_auroc():
     assert found["auroc_3"] == sklearn.metrics.roc_auc_score(t_NK[:, 3], scores_NK[:, 3])
     scores_NK, t_NK, _ = drawn("binary-class", 0)
     assert "auroc_1" not in dict(classification(scores_NK, t_NK, "binary-class"))
+
+
+def drawn_apart(seed: int, digits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores in and out of distribution, more ties the fewer digits."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(1, 1, 130).round(digits), rng.normal(0, 1, 70).round(digits)
+
+
+@pytest.mark.parametrize("digits", [9, 1, 0])
+@pytest.mark.parametrize("seed", range(3))
+def test_detection_is_scikit_learns_curves_in_both_directions(seed, digits):
+    in_N, out_M = drawn_apart(seed, digits)
+    s, inside = np.concatenate([in_N, out_M]), np.arange(200) < 130
+    found = dict(detection(in_N, out_M))
+    assert found["auroc"] == pytest.approx(roc_auc_score(inside, s), abs=1e-12)
+    assert found["aupr_in"] == pytest.approx(average_precision_score(inside, s), abs=1e-12)
+    assert found["aupr_out"] == pytest.approx(average_precision_score(~inside, -s), abs=1e-12)
+    for name, positive, score in (
+        ("fpr95_ood_accepted", inside, s),
+        ("fpr95_id_flagged", ~inside, -s),
+    ):
+        fpr, tpr, _ = roc_curve(positive, score, drop_intermediate=False)
+        assert found[name] == fpr[tpr >= 0.95][0]
+
+
+def test_the_two_fpr95_count_different_images():
+    in_N, out_M = np.arange(100.0), np.array([-1.0] * 50 + [50.0] * 50)
+    found = dict(detection(in_N, out_M))
+    assert found["fpr95_ood_accepted"] == 0.5  # of those from elsewhere, above 5
+    assert found["fpr95_id_flagged"] == 0.51  # of those in distribution, at 50 or below
+    moved = dict(detection(in_N + 1000, out_M))
+    assert (moved["fpr95_ood_accepted"], moved["fpr95_id_flagged"], moved["aupr_out"]) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("n", range(1, 400))
+def test_ninety_five_per_cent_are_not_one_more(n):
+    """0.95 * 20 is 19, whatever floats say of it."""
+    kept = next(k for k in range(n + 1) if 100 * k >= 95 * n)
+    out_M = np.arange(n) + 0.5
+    assert dict(detection(np.arange(n), out_M))["fpr95_ood_accepted"] == kept / n
+
+
+def test_equal_scores_detect_nothing():
+    found = dict(detection(np.zeros(30), np.zeros(10)))
+    assert (found["auroc"], found["aupr_in"], found["aupr_out"]) == (0.5, 0.75, 0.25)
+    assert (found["fpr95_ood_accepted"], found["fpr95_id_flagged"]) == (1, 1)
+
+
+def test_pytorch_ood_counts_the_same():
+    theirs = pytest.importorskip("pytorch_ood.metrics.functional")
+    for digits in (9, 0):
+        in_N, out_M = drawn_apart(0, digits)
+        found = dict(detection(in_N, out_M))
+        s = torch.from_numpy(-np.concatenate([in_N, out_M]))  # theirs is larger out of distribution
+        label = torch.where(torch.arange(200) < 130, 0, -1)
+        assert float(theirs.fpr_at_tpr(s, label, 0.95)) == pytest.approx(found["fpr95_id_flagged"])
+        assert float(theirs.auroc(s, label)) == pytest.approx(found["auroc"])
+
+
+def test_scores_that_are_not_numbers_detect_nothing():
+    with pytest.raises(ValueError, match="not finite"):
+        dict(detection(np.array([1.0, np.inf]), np.zeros(2)))

@@ -61,6 +61,14 @@ def test_counts(tmp_path):
         ({"dataset": "medmnist/brestmnist"}, "no 'brestmnist' in medmnist: choose from blood"),
         ({"image_size": 32, "backbone": "resnet/18-3x3"}, "32"),
         ({"target": ["same", "mnist/x"]}, "no 'mnist' among datasets"),
+        ({"eval": ("ood", {"far": "phantom/xrays"})}, "no 'xrays' among phantoms: choose from"),
+        ({"eval": ("ood", {"near": ["mnist/x"]})}, "no 'mnist' among datasets"),
+        (
+            {"eval": ("ood", {"far": "medmnist/breastmnist"}), "image_size": 32},
+            "medmnist/breastmnist has no 32 px",
+        ),
+        ({"eval": ["knn", "ood"]}, "ood has nothing to tell from phantom/cells: name sets in near"),
+        ({"eval": ("ood", {"far": "phantom/cells"})}, "ood has nothing to tell from phantom/cells"),
     ],
 )
 def test_a_wrong_name_is_a_problem(tmp_path, wrong, sentence):
@@ -80,6 +88,23 @@ def test_every_absent_file_is_listed_once(tmp_path, monkeypatch):
     assert sum("pneumoniamnist.npz" in s for s in found.absent) == 1
     assert sum("resnet18.tv_in1k.safetensors" in s for s in found.absent) == 1
     assert len(found.absent) == 3
+
+
+def test_files_of_sets_that_settings_name_are_asked_for(tmp_path):
+    far = ["medmnist/dermamnist", "phantom/cells", "phantom/xray"]
+    sweep = grid(eval=["knn", ("ood", {"far": far, "near": "medmnist/bloodmnist"})])
+    found = plan.make(sweep, Store(tmp_path), tmp_path)
+    assert found.problems == []
+    assert [("derma" in s, "blood" in s) for s in found.absent] == [(False, True), (True, False)]
+    failed = plan.ready(found, Store(tmp_path), tmp_path / "none")
+    assert [("derma" in s, "blood" in s) for s in failed] == [(False, True), (True, False)]
+
+
+def test_a_list_that_serves_every_target_leaves_each_of_them_out(tmp_path):
+    sets = ["phantom/cells", "phantom/xray"]
+    found = plan.make(grid(dataset=sets, eval=("ood", {"far": sets})), Store(tmp_path), None)
+    assert found.problems == []
+    assert {cell.datasets[1:] for cell in found.cells} == {("phantom/xray",), ("phantom/cells",)}
 
 
 def test_another_file_under_a_name_that_the_store_knows_is_a_problem(tmp_path):
@@ -306,3 +331,12 @@ def fail_if_absent(name, size, root):
 
 def no_network(backbone, init):
     raise OSError(plan.weights._absent(backbone, init))
+
+
+def test_the_sweep_over_pairs_has_all_of_them_and_the_encoders_of_the_full_grid():
+    pairs, grid = (plan.load(ROOT / f"sweeps/{name}.py").cells() for name in ("ood", "full_grid"))
+    assert {c.encoder.id for c in pairs} == {c.encoder.id for c in grid}
+    sets = {c.target for c in grid}
+    found = {(c.target, name) for c in pairs for name in c.datasets[1:]}
+    assert found == {(a, b) for a in sets for b in sets if a != b}
+    assert len(found) == 11 * 10

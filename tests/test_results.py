@@ -229,3 +229,44 @@ def test_markdown_and_latex_end_with_the_notes_escaped(rows):
     said = r"note: moco\_v2 on x: init file:\textasciitilde{}/a\_*.pth left 5\% \& `b|c`"
     assert tex.splitlines()[-1] == rf"{{\footnotesize {said}\par}}"
     assert tex.startswith(tables.latex(found))
+
+
+def test_images_of_other_sets_are_kept_beside_the_targets(tmp_path):
+    store, cell = Store(tmp_path), SWEEP.cells()[0]
+    arrays = {
+        "knn:phantom/xray": np.float32([0.5, np.nan, 3]),  # NaN is a value, and no absence
+        "knn": np.float32([1, 2]),
+        "knn:phantom/fundus": np.float32([7]),
+        "pair:phantom/fundus": np.float32([[8, 9]]),
+        "target": np.uint8([[0, 1], [1, 0]]),
+    }
+    results.save(store, cell, {"auroc": 0.5}, arrays, ABOUT)
+    read = results.predictions(store, cell)
+    assert read.keys() == arrays.keys()
+    for key, a in arrays.items():
+        assert np.array_equal(read[key], a, equal_nan=True)
+        assert read[key].dtype == a.dtype
+    kept = pq.read_table(store.root / f"predictions/{cell.id}.parquet")
+    sets = ["phantom/cells"] * 2 + ["phantom/xray"] * 3 + ["phantom/fundus"]
+    assert kept["set"].to_pylist() == sets
+    assert kept["image"].to_pylist() == [0, 1, 0, 1, 2, 0]
+    assert kept["target"].to_pylist()[2:] == [None] * 4
+
+
+def test_predictions_without_sets_are_the_targets(tmp_path):
+    """As they were written before an evaluation asked for images of other sets."""
+    store, cell = Store(tmp_path), SWEEP.cells()[0]
+    arrays, name = put(store, cell), f"predictions/{cell.id}.parquet"
+    old = pq.read_table(store.root / name).drop_columns("set")
+    pq.write_table(old, store.root / name)
+    read = results.predictions(store, cell)
+    assert all(np.array_equal(read[k], arrays[k]) for k in arrays)
+
+
+def test_the_rows_of_one_metric(tmp_path):
+    store = Store(tmp_path)
+    for cell in SWEEP.cells()[:3]:
+        put(store, cell)
+    found = results.only(results.table(store), "accuracy")
+    assert found["metric"].to_pylist() == ["accuracy"] * 3
+    assert results.only(results.table(store), "none").num_rows == 0

@@ -186,3 +186,24 @@ def test_a_broken_row_file_keeps_back_its_own_run_alone(store, server):
     mirror = make()
     assert not mirror.sync(status.read(CELLS, store))
     assert "cannot be read" in mirror.trouble
+
+
+def test_settings_that_name_sets_are_names_that_the_server_takes(store, server):
+    make, client = server
+    sets = [f"medmnist/{a}mnist+{b}mnist" for a in "abcdefghijk" for b in "xyz"]
+    told = [{"far": ["phantom/xray"]}, {"far": sets}, {"far": sets[1:], "ood_pool": "all"}]
+    evals = [("ood", settings) for settings in told]
+    given = {"name": "t", "method": "simclr", "dataset": "phantom/cells", "epochs": 4}
+    sweep = Sweep(**given, backbone="vit/tiny-14", eval=evals, label_fraction=1.0)
+    cells = sweep.cells()
+    for cell, value in zip(cells, (0.1, 0.2, 0.3), strict=True):
+        measure(store, cell, value)
+    assert make().sync(status.read(cells, store))
+    (run,) = runs(client)
+    found = {k: v for k, v in run.data.metrics.items() if k.startswith("ood/auroc")}
+    assert found.pop("ood/auroc:1 far phantom-xray") == 0.1
+    assert sorted(found.values()) == [0.2, 0.3]
+    assert {name.partition(" sets ")[0] for name in found} == {
+        "ood/auroc:1 far 33",
+        "ood/auroc:1 far 32",
+    }

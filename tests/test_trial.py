@@ -668,3 +668,57 @@ def test_an_encoder_can_be_made_alone_and_tells_what_went_wrong(tmp_path, monkey
     assert said() == ("finished", "")
     assert store.names("encoders", ".safetensors") == {spec.id}
     assert not store.names("rows", ".parquet")
+
+
+FAR = ("ood", {"far": ["phantom/xray", "phantom/cells"]})
+
+
+def test_a_stranger_is_seen_as_the_targets_images_are(tmp_path, counted, monkeypatch):
+    """Its own statistics would say where it is from."""
+    store = Store(tmp_path)
+    cells = sweep(method="none", eval=["knn", FAR], target=["same", "phantom/xray"]).cells()
+    seen = []
+    extract = trial.features.extract
+
+    def watched(encoder, images, *arguments):
+        seen.append((images.classes, images.mean_DC.tolist(), images.std_DC.tolist()))
+        return extract(encoder, images, *arguments)
+
+    monkeypatch.setattr(trial.features, "extract", watched)
+    trial.run(cells, store, HERE)
+    own = {n: trial.datasets.load(f"phantom/{n}", "test", 28) for n in ("lesions", "xray", "cells")}
+
+    def pair(stranger, target):
+        like = own[target]
+        return (own[stranger].classes, like.mean_DC.tolist(), like.std_DC.tolist())
+
+    expected = [pair(n, n) for n in ("lesions", "xray") for _ in range(3)]
+    expected += [pair(a, b) for a, b in (("xray", "lesions"), ("cells", "lesions"))]
+    assert sorted(seen) == sorted([*expected, pair("cells", "xray")])
+    assert counted["extract"] == 9  # train, val and test of two targets, and three strangers
+    rows = results.table(store, cells).to_pylist()
+    md5s = {(r["eval"], r["target"]): r["target_md5"] for r in rows}
+    lesions, xray, other = (own[n].md5 for n in ("lesions", "xray", "cells"))
+    assert md5s == {
+        ("knn", "phantom/lesions"): lesions,
+        ("knn", "phantom/xray"): xray,
+        ("ood", "phantom/lesions"): f"{lesions} {other} {xray}",
+        ("ood", "phantom/xray"): f"{xray} {other}",
+    }
+
+
+def test_detection_is_measured_kept_and_the_same_from_features_of_the_store(tmp_path):
+    store, cells = Store(tmp_path), sweep(method="none", eval=FAR, target=["same", "phantom/xray"])
+    cells = cells.cells()
+    trial.run(cells, store, HERE)
+    before = results.table(store, cells)["value"].to_pylist()
+    metrics = set(results.table(store, cells[:1])["metric"].to_pylist())
+    assert {"auroc", "mahalanobis/auroc:phantom/xray", "knn/fpr95_id_flagged:far"} <= metrics
+    kept = results.predictions(store, cells[0])
+    assert kept["target"].shape[0] == len(kept["vim"])
+    assert len(kept["vim:phantom/cells"]) == len(trial.datasets.load("phantom/cells", "test", 28))
+    for cell in cells:
+        store.delete(f"rows/{cell.id}.parquet")
+    for cell in reversed(cells):  # each alone
+        trial.run([cell], store, HERE)
+    assert results.table(store, cells)["value"].to_pylist() == before

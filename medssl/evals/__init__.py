@@ -26,10 +26,11 @@ class Subject(Protocol):
     """A pretrained encoder and its data. Features are extracted once, for every evaluation."""
 
     seed: int  # the encoder's, for what an evaluation draws: seeds are to differ in all of it
+    target: str  # the dataset that it is judged on
     task: str  # MedMNIST's: "multi-class", "binary-class", "multi-label, binary-class", ...
 
     def features(self, split: str, dataset: str | None = None) -> Features:
-        """Frozen features of the target, or of another dataset.
+        """Frozen features of the target, or of another dataset normalised as the target is.
 
         "train" is cut to the cell's label fraction; "unlabeled" is the whole training split, its
         targets withheld (NaN); "val" and "test" are whole.

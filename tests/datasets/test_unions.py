@@ -37,3 +37,15 @@ def test_real_files_unite(data):
     both = datasets.load("medmnist/breastmnist+pneumoniamnist", "train", 28, data)
     assert both.t_NK.shape == (546 + 4708, 4)
     assert both.mean_DC.shape == (2, 1)
+
+
+def test_a_stranger_is_seen_by_the_mean_of_a_unions_members():
+    both = datasets.load("phantom/cells+organs", "val", 28)
+    other = datasets.load("phantom/xray", "val", 28)
+    seen = other.through(both.mean_DC, both.std_DC)
+    assert np.array_equal(seen.x_NHWC, other.x_NHWC)
+    assert np.array_equal(seen.mean_DC, both.mean_DC.mean(0, keepdims=True))
+    assert np.array_equal(seen.std_DC, both.std_DC.mean(0, keepdims=True))
+    again = both.through(other.mean_DC, other.std_DC)
+    assert not again.domain_N.any()
+    assert np.array_equal(again.mean_DC, other.mean_DC)
