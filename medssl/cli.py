@@ -112,6 +112,33 @@ def table(
 
 
 @app.command()
+def compare(
+    sweep: SweepFile,
+    to: Annotated[Path, typer.Option(metavar="CSV", help="Columns dataset, ..., auc, acc, auc64.")],
+    model: Annotated[
+        str | None, typer.Option(help="Compare with the lines of this model, or scheme, alone.")
+    ] = None,
+    store: StoreOption = STORE,
+    format: Annotated[Format, typer.Option(help="terminal, markdown or latex.")] = Format.terminal,
+) -> None:
+    """The sweep's results with all labels beside published ones, and whether those are inside."""
+    with _sentences():
+        from medssl import plan as planning
+        from medssl import results
+        from medssl.report import published, tables
+        from medssl.store import Store
+
+        kept, cells = Store(store), planning.load(sweep).cells()
+        theirs = published.read(to, model)
+        rows = results.table(kept, cells).to_pylist()
+        by_id = {cell.id: cell for cell in cells}
+        found, notes = published.compare(
+            rows, theirs, lambda cell: results.predictions(kept, by_id[cell])
+        )
+        _show(found, [*tables.notes(rows), *notes], format)
+
+
+@app.command()
 def methods(name: Annotated[str, typer.Argument(help="One, with its settings.")] = "") -> None:
     """Every pretraining method: its idea, its paper, its cost, its settings."""
     with _sentences():
@@ -418,6 +445,13 @@ def _table(
         notes += more
     else:
         found = tables.summaries(rows, metric)
+    _show(found, notes, format, out)
+
+
+def _show(found: list, notes: list[str], format: Format, out: Path | None = None) -> None:
+    """Tables of report/ and their notes, on the terminal or as text."""
+    from medssl.report import tables
+
     if format is Format.terminal and out is None:
         for one in found:
             console = _console(wide=True)
@@ -443,7 +477,7 @@ def _grid(table, width: int = 1000):
     shown = Table(title=table.title, box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     shown.title_style, shown.title_justify = "bold", "left"
     for name in table.header:
-        number = name.endswith("%")  # which is never cut: names fold before it
+        number = name.endswith(("%", "-shot"))  # which is never cut: names fold before it
         shown.add_column(
             name, justify="right" if number else "left", no_wrap=number, overflow="fold"
         )

@@ -67,7 +67,7 @@ def summaries(
     methods = sorted({row["method"] for row in rows})
     if against is not None and against not in methods:
         raise ValueError(f"no {against!r} to compare with: choose from {', '.join(methods)}")
-    found, told, read = [], {}, _Predictions(predictions, metric, count)
+    found, told, read = [], {}, Predictions(predictions, metric, count)
     for grid in tables.grids(rows, metric):
         numbers = {
             (line, known): number
@@ -81,7 +81,7 @@ def summaries(
     return found, [*told, *read.notes()]
 
 
-class _Predictions:
+class Predictions:
     """The resampled numbers of cells, and why there are none."""
 
     def __init__(self, predictions: Callable, metric: str, count: int):
