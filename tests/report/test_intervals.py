@@ -192,6 +192,42 @@ def test_what_has_no_predictions_keeps_its_number_and_is_in_the_notes(tmp_path):
     assert "missing or cannot be read (1 cell)" in table(file, store)[1]
 
 
+def test_a_number_of_uneven_seeds_is_resampled_as_it_is_averaged(tmp_path):
+    """A seed with one subset counts as much as one with two; its missing cell is no note."""
+    file, store, cells = changed(tmp_path)
+    wanted = {"target": "phantom/cells", "label_fraction": 0.1, "method": "simclr"}
+    left = next(c for c in cells if (c.encoder.method, c.subset_seed) == ("simclr", 1))
+    store.delete(f"rows/{left.id}.parquet")
+    v_R = slow([c for c in cells if c != left], **wanted).mean(0)
+    low, high = np.quantile(v_R[1:], [0.025, 0.975])
+    entry = markdown(file, store)[3][2]
+    assert entry.startswith(f"{v_R[0]:.3f} ± ")
+    assert f"[{low:.3f}, {high:.3f}]" in entry
+    assert "note" not in table(file, store)[1].replace("note: 60 resamples", "")
+
+
+def test_what_was_judged_on_other_images_is_not_paired(tmp_path):
+    file, store, cells = changed(tmp_path)
+
+    def turned_round(method: str, seeds: tuple[int, ...]) -> None:
+        for cell in cells:
+            if (cell.encoder.method, cell.target) == (method, "phantom/cells"):
+                kept = predicted(cell)
+                if cell.encoder.seed in seeds:  # the same numbers, the images in another order
+                    kept = {name: array[::-1] for name, array in kept.items()}
+                metrics = dict(classification(kept["scores"], kept["target"], "multi-class"))
+                results.save(store, cell, metrics, kept, {})
+
+    turned_round("simclr", (1,))
+    _, out = table(file, store)
+    assert "note: no interval where the seeds of a number have other test images (6 cells)" in out
+    turned_round("simclr", (0, 1))
+    lines = [line for line in markdown(file, store) if line[:2] == ["phantom/cells", "simclr"]]
+    assert len(lines) == 1  # no difference
+    assert "[" in lines[0][2]
+    assert "†" not in lines[0][2]  # alone with its images
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
