@@ -27,8 +27,8 @@ SURE = 1e-6  # a vote of 0 or 1 has no logarithm; nothing is taken for surer tha
 
 def classification(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
     """(name, value) of auroc, accuracy, balanced_accuracy and recall_k, all in [0, 1]."""
-    s, t = np.asarray(scores_NK, np.float64), np.asarray(t_NK) > 0.5
-    classes, hit_NK = decided(s, task)
+    s, t, classes = judged(scores_NK, t_NK, task)
+    hit_NK = decided(s, task)
     auroc = {k: roc_auc_score(t[:, k], s[:, k]) for k in classes if _told_apart(t[:, k])}
     if auroc:
         yield "auroc", float(np.mean(list(auroc.values())))
@@ -48,16 +48,15 @@ def classification(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterat
             yield f"auroc_{k}", float(value)
 
 
-def decided(scores_NK: np.ndarray, task: str) -> tuple[Sequence[int], np.ndarray]:
-    """The columns that have an AUROC in this task, and which labels (N, K) each image is given."""
+def decided(scores_NK: np.ndarray, task: str) -> np.ndarray:
+    """Which labels (N, K) each image is given."""
     if not np.isfinite(scores_NK).all():
         raise ValueError("scores are not finite: no metric is better than a false one")
-    classes = range(scores_NK.shape[1])
     if task == "binary-class":
-        return classes[-1:], np.stack([scores_NK[:, -1] <= 0.5, scores_NK[:, -1] > 0.5], axis=1)
+        return np.stack([scores_NK[:, -1] <= 0.5, scores_NK[:, -1] > 0.5], axis=1)
     if task.startswith("multi-label"):
-        return classes, scores_NK > 0.5
-    return classes, np.arange(len(classes)) == scores_NK.argmax(1)[:, None]
+        return scores_NK > 0.5
+    return np.arange(scores_NK.shape[1]) == scores_NK.argmax(1)[:, None]
 
 
 def calibration(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
@@ -67,7 +66,7 @@ def calibration(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
     exclude each other (so that of a binary task is twice the distance of one) and the mean over
     labels that do not; log_loss alike.
     """
-    s, t, _ = _judged(scores_NK, t_NK, task)
+    s, t, _ = judged(scores_NK, t_NK, task)
     if task.startswith("multi-label"):
         ece = np.mean([_ece(s[:, k], t[:, k]) for k in range(t.shape[1])])
         brier = ((s - t) ** 2).mean()
@@ -81,7 +80,7 @@ def calibration(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
 
 def temperature(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> float:
     """By what to divide logits so that log-loss is least; above 1 where scores are too sure."""
-    s, t, _ = _judged(scores_NK, t_NK, task)
+    s, t, _ = judged(scores_NK, t_NK, task)
     z_NK = _logits(s, task)
     found = minimize_scalar(
         lambda log: _log_loss(z_NK / np.exp(log), t, task), bounds=(-5, 5), method="bounded"
@@ -98,7 +97,7 @@ def cooled(scores_NK: np.ndarray, temperature: float, task: str) -> np.ndarray:
 def thresholds(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> dict[int, float]:
     """For each class the score above which sensitivity + specificity is highest (Youden's), half
     way to the next lower score; without the classes that all images have, or none."""
-    s, t, classes = _judged(scores_NK, t_NK, task)
+    s, t, classes = judged(scores_NK, t_NK, task)
     found = {}
     for k in classes:
         if _told_apart(t[:, k]):
@@ -114,7 +113,7 @@ def at(
     thresholds: dict[int, float], scores_NK: np.ndarray, t_NK: np.ndarray, task: str
 ) -> Iterator:
     """(name, value) of sensitivity and specificity, the mean over classes, and of each class."""
-    s, t, classes = _judged(scores_NK, t_NK, task)
+    s, t, classes = judged(scores_NK, t_NK, task)
     usable = [k for k in classes if k in thresholds and _told_apart(t[:, k])]
     said = {k: s[:, k] > thresholds[k] for k in usable}
     for name, truth in (("sensitivity", t), ("specificity", ~t)):
@@ -126,7 +125,9 @@ def at(
                 yield f"{name}_{k}", float(value)
 
 
-def _judged(scores_NK: np.ndarray, t_NK: np.ndarray, task: str):
+def judged(
+    scores_NK: np.ndarray, t_NK: np.ndarray, task: str
+) -> tuple[np.ndarray, np.ndarray, Sequence[int]]:
     """Scores, targets, and which columns are judged: of a binary task the last alone."""
     s, t = np.asarray(scores_NK, np.float64), np.asarray(t_NK) > 0.5
     return s, t, range(t.shape[1] - 1 if task == "binary-class" else 0, t.shape[1])

@@ -8,11 +8,12 @@ its value at [0] and its resamples behind it. (seed, N) alone decide the counts,
 on any machine: results of one test set stay paired, whenever they are compared.
 
 What a reader would get wrong: an interval of v_R and the p of a difference are about test images,
-for encoders as they are; of seeds, `components` speaks. A resample without a positive or without a
-negative of a label has no AUROC of it, and leaves that label out of its mean; one that has none at
-all is left out of the interval. No p is below 2 / (resamples + 1), so a family of m needs 40 m
-resamples before Holm can find anything at 0.05.
-Efron & Tibshirani 1993, ch. 13 (percentiles), ch. 15 (the + 1)
+for encoders as they are; of seeds, `components` speaks. Images are drawn one by one: where many are
+of one patient (Organ*MNIST's slices are, and MedMNIST does not say of whom) intervals are too
+narrow. A resample without a positive or without a negative of a label has no AUROC of it, and
+leaves that label out of its mean; one that has none at all is left out of the interval. No p is
+below 2 / (resamples + 1), so a family of m needs 40 m resamples before Holm finds anything at 0.05.
+Efron & Tibshirani 1993, ch. 13 (percentiles); Davison & Hinkley 1997, ch. 4 (the + 1)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 import scipy.stats
 from scipy.sparse import csr_array
 
-from medssl.metrics import decided
+from medssl.metrics import decided, judged
 
 CHUNK = 2**19  # counts at a time; sets memory and speed, never the answer
 METRICS = "auroc", "accuracy", "balanced_accuracy"
@@ -90,9 +91,8 @@ def score(
     scores_NK: np.ndarray, t_NK: np.ndarray, task: str, metric: str, c_NR: np.ndarray
 ) -> np.ndarray:
     """v_R: `metric` of every resample, as `metrics.classification` defines it for the task."""
-    s, t = np.asarray(scores_NK, np.float64), np.asarray(t_NK) > 0.5
-    classes, hit_NK = decided(s, task)
-    many = task.startswith("multi-label")
+    s, t, classes = judged(scores_NK, t_NK, task)
+    hit_NK, many = decided(s, task), task.startswith("multi-label")
     if metric == "auroc":
         return _mean(auroc(s[:, classes], t[:, classes], c_NR))
     if metric == "accuracy":

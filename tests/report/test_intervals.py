@@ -216,7 +216,7 @@ def test_what_was_judged_on_other_images_is_not_paired(tmp_path):
                 if cell.encoder.seed in seeds:  # the same numbers, the images in another order
                     kept = {name: array[::-1] for name, array in kept.items()}
                 metrics = dict(classification(kept["scores"], kept["target"], "multi-class"))
-                results.save(store, cell, metrics, kept, {})
+                results.save(store, cell, metrics, kept, {"task": "multi-class"})
 
     turned_round("simclr", (1,))
     _, out = table(file, store)
