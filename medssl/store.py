@@ -12,8 +12,9 @@ digest of the file that it was made of.
 
 import contextlib
 import os
-import uuid
 from pathlib import Path
+
+from medssl._files import whole
 
 
 class Store:
@@ -37,17 +38,8 @@ class Store:
 
         If exclusive, FileExistsError where the name is taken; of two writers, one gets it.
         """
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
-        try:
-            with open(draft, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            (_claim if exclusive else os.replace)(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with whole(self.root / name, exclusive) as draft:
+            draft.write(content)
 
     def set_aside(self, name: str) -> None:
         """Renames a file that cannot be read, so that it counts as missing and can be looked at."""
@@ -65,15 +57,3 @@ class Store:
         except FileNotFoundError:
             return set()
         return {f.removesuffix(suffix) for f in found if f.endswith(suffix) and f[0] != "."}
-
-
-def _claim(draft: Path, path: Path) -> None:
-    """Gives the draft the name `path`; FileExistsError where another file has it."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a disk without hard links: look, then rename, with a moment in between
-        if path.exists():
-            raise FileExistsError(path) from None
-        os.replace(draft, path)

@@ -32,13 +32,11 @@ import hashlib
 import os
 import re
 import shutil
-import urllib.request
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from medssl import _layouts, _published
+from medssl import _files, _layouts, _published
 from medssl._published import Published
 from medssl.spec import supervised
 
@@ -48,7 +46,6 @@ def _nowhere(name: str) -> bool:
 
 
 OWN = ("file:PATH", "encoder:ID", "supervised:DATASET")
-STALLED_S = 20  # seconds without a byte, after which a download has failed
 
 
 @dataclass(frozen=True)
@@ -118,9 +115,10 @@ def ready(backbone: str, init: str, has: Callable[[str], bool] = _nowhere) -> No
     if folder and not _named(init) and not _offline(name := _published.of(backbone, init).name):
         with (
             contextlib.suppress(OSError),  # a folder to read from alone: others fetch it themselves
-            _whole(Path(folder).expanduser() / name) as draft,
+            open(path, "rb") as ours,
+            _files.whole(Path(folder).expanduser() / name) as draft,
         ):
-            shutil.copyfile(path, draft)
+            shutil.copyfileobj(ours, draft, 1 << 20)
 
 
 def initialise(encoder, backbone: str, init: str, kept: bytes | None = None) -> Loaded:
@@ -241,36 +239,14 @@ def _fetched(backbone: str, init: str) -> Path:
             from huggingface_hub import hf_hub_download  # which gives up on a stalled one by itself
 
             return Path(hf_hub_download(file.hub, "model.safetensors"))
-        _download(file, _cache(file))
+        _files.download(
+            file.url, _cache(file), lambda draft: _unlike(draft, _sha256(draft), file.sha256)
+        )
         return _cache(file)
     except Exception as failed:  # whatever a client raises when it has no network
         why = f"{type(failed).__name__}: {str(failed).partition(chr(10))[0]}"
-        raise OSError(f"{_absent(backbone, init)} (the download failed: {why})") from None
-
-
-def _download(file: Published, path: Path) -> None:
-    """What its address sends, if that is all of it and has its checksum; else OSError."""
-    asked = urllib.request.Request(file.url, headers={"User-Agent": "medssl"})
-    with urllib.request.urlopen(asked, timeout=STALLED_S) as sent, _whole(path) as draft:
-        with open(draft, "wb") as to:
-            shutil.copyfileobj(sent, to, 1 << 20)
-        size, came = sent.headers.get("Content-Length"), draft.stat().st_size
-        if size and int(size) != came:
-            raise OSError(f"{came} of {size} bytes came")
-        if problems := _unlike(draft, _sha256(draft), file.sha256):
-            raise OSError(problems[0])
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, which takes its name when it is written; an error leaves neither."""
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield draft
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+        why = f"the download failed: {why}" if file.hub else str(failed)
+        raise OSError(f"{_absent(backbone, init)} ({why})") from None
 
 
 def _absent(backbone: str, init: str) -> str:

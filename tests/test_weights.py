@@ -1,12 +1,8 @@
 """An init is looked for in order, compared with its checksum, and named where it is absent."""
 
-import contextlib
 import hashlib
-import http.server
 import subprocess
 import sys
-import threading
-import time
 from dataclasses import replace
 
 import huggingface_hub
@@ -14,8 +10,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from served import WRONG, served
 
-from medssl import _published, backbones, registry, trial, weights
+from medssl import _files, _published, backbones, registry, trial, weights
 
 STEMS = [  # one backbone for each name in the table of published files
     *("resnet/18-7x7", "resnet/50-7x7", "vit/tiny-16", "vit/small-8", "vit/small-16", "vit/base-8"),
@@ -128,7 +125,7 @@ def test_an_absent_file_is_a_sentence_with_its_name_and_place(
     monkeypatch.setenv("MEDSSL_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_network)
-    monkeypatch.setattr(weights.urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(_files.urllib.request, "urlopen", no_network)
     (told,) = weights.check(backbone, init)
     for part in (*parts, f"init {init!r} of {backbone}", "set MEDSSL_WEIGHTS to its folder"):
         assert part in told
@@ -212,48 +209,18 @@ def test_what_is_not_on_the_hub_is_fetched_once_and_compared(folder, monkeypatch
     assert len(weights.check(name, init)) == 1  # nothing is kept of it
 
 
-@contextlib.contextmanager
-def served(answer):
-    """The address of a server that answers each request with `answer(handler)`."""
-    made = type("Handler", (http.server.BaseHTTPRequestHandler,), {"do_GET": answer})
-    made.log_message = lambda *_: None
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), made)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/x.pth"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def cut_short(handler):
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    handler.wfile.write(b"half")
-
-
-def stalled(handler):
-    handler.send_response(200)
-    handler.end_headers()
-    handler.wfile.write(b"half")
-    handler.wfile.flush()
-    time.sleep(2)
-
-
-@pytest.mark.parametrize(
-    ("answer", "why"), [(cut_short, "4 of 1000 bytes came"), (stalled, "TimeoutError")]
-)
+@pytest.mark.parametrize(("answer", "why"), WRONG)
 def test_a_download_that_stalls_or_is_cut_short_fails_and_leaves_nothing(
     answer, why, folder, monkeypatch
 ):
     name, init = "resnet/50-3x3", "imagenet_ssl/swav"
-    monkeypatch.setattr(weights, "STALLED_S", 0.2)
+    monkeypatch.setattr(_files, "STALLED_S", 0.2)
     with served(answer) as address:
         file = replace(_published.of(name, init), url=address)
         monkeypatch.setattr(_published, "FILES", {init: {"resnet/50": file}})
-        with pytest.raises(OSError, match=why):
+        with pytest.raises(OSError, match=why) as told:
             weights.ready(name, init)
+    assert trial.can_pass(told.value)
     assert not [p for p in folder.rglob("*") if p.is_file()]
 
 

@@ -12,14 +12,12 @@ import functools
 import hashlib
 import importlib.util
 import os
-import shutil
-import urllib.request
-import uuid
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from medssl._files import download
 from medssl.datasets import SPLITS, Images, statistics
 
 SIZES = (28, 64, 128, 224)  # pixels
@@ -94,26 +92,18 @@ def verify(variant: str, size: int, root: Path | None = None) -> None:
         raise ValueError(f"{path}: {wrong}; {remedy}") from None
 
 
-def fetch(variant: str, size: int, root: Path | None = None, timeout_s: float = 20) -> Path:
+def fetch(variant: str, size: int, root: Path | None = None) -> Path:
     """Downloads the official file, whole or not at all; OSError, which may pass."""
     path, info = _path(variant, size, root), _info(variant)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
+    md5 = info[_key("MD5", size)]
+
+    def wrong(draft: Path) -> list[str]:
+        return [] if (found := _md5(draft)) == md5 else [f"what came has MD5 {found}, not {md5}"]
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        address = info[_key("url", size)]
-        with urllib.request.urlopen(address, timeout=timeout_s) as source, open(draft, "wb") as to:
-            shutil.copyfileobj(source, to, 1 << 20)
-        if (found := _md5(draft)) != info[_key("MD5", size)]:
-            raise ValueError(
-                f"what {address} sent has MD5 {found}, not "
-                f"{info[_key('MD5', size)]}; try again, or put the file at {path} by hand"
-            )
-        os.replace(draft, path)
+        download(info[_key("url", size)], path, wrong)
     except OSError as failed:  # no route, no such host, a proxy's refusal, a read-only folder
-        reason = getattr(failed, "reason", failed)
-        raise OSError(f"{_absent(variant, size, path)} (the download failed: {reason})") from None
-    finally:
-        draft.unlink(missing_ok=True)
+        raise OSError(f"{_absent(variant, size, path)} ({failed})") from None
     return path
 
 

@@ -5,8 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+from served import WRONG, sent, served
 
-from medssl import datasets
+from medssl import _files, datasets, trial
 from medssl.datasets import medmnist
 
 
@@ -157,7 +158,7 @@ def test_an_absent_file_is_one_sentence_with_name_md5_source_and_place(tmp_path,
     def unreachable(*_, **__):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(medmnist.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(_files.urllib.request, "urlopen", unreachable)
     (told,) = datasets.check("medmnist/chestmnist", 64, tmp_path)
     with pytest.raises(OSError, match="no route to host") as caught:
         datasets.ready("medmnist/chestmnist", 64, tmp_path)
@@ -168,18 +169,31 @@ def test_an_absent_file_is_one_sentence_with_name_md5_source_and_place(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
-def test_a_download_is_whole_and_right_or_not_there(listed, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("answer", "why"), [*WRONG, (sent(b"other"), "what came has MD5 795f3202b")]
+)
+def test_a_download_that_goes_wrong_may_pass_and_leaves_nothing(answer, why, listed, monkeypatch):
+    root = listed()
+    (root / "breastmnist.npz").unlink()
+    monkeypatch.setattr(_files, "STALLED_S", 0.2)
+    with served(answer) as address:
+        monkeypatch.setitem(medmnist._all()["breastmnist"], "url", address)
+        with pytest.raises(OSError, match=why) as told:
+            datasets.ready("medmnist/breastmnist", 28, root)
+    assert trial.can_pass(told.value)
+    for part in ("medmnist/breastmnist at 28 px is not there", address, "--data", "try again"):
+        assert part in str(told.value)
+    assert not list(root.glob("*mnist*"))
+    assert not list(root.glob(".*"))
+
+
+def test_a_download_that_goes_right_is_the_file(listed, monkeypatch):
     root = listed()
     good = (root / "breastmnist.npz").read_bytes()
     (root / "breastmnist.npz").unlink()
-    source = tmp_path / "served"
-    monkeypatch.setitem(medmnist._all()["breastmnist"], "url", source.as_uri())
-    source.write_bytes(good[:-1])
-    with pytest.raises(ValueError, match="has MD5"):
-        medmnist.fetch("breastmnist", 28, root)
-    assert not (root / "breastmnist.npz").exists()
-    source.write_bytes(good)
-    assert len(datasets.load("medmnist/breastmnist", "val", 28, root)) == 6
+    with served(sent(good)) as address:
+        monkeypatch.setitem(medmnist._all()["breastmnist"], "url", address)
+        assert len(datasets.load("medmnist/breastmnist", "val", 28, root)) == 6
 
 
 @pytest.mark.parametrize(
