@@ -65,7 +65,7 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
         optimizer.zero_grad()
         log_loss(z_BK.float(), t_NK[picked_B], positive_K).backward()
         optimizer.step()
-        if step + 1 == steps or (step + 1) % max(1, steps // config.looks) == 0:
+        if due(step + 1, steps, config.looks):
             z_VK, t_VK = subject.outputs(model, "val"), torch.from_numpy(subject.images("val").t_NK)
             found = log_loss(z_VK, t_VK, positive_K).item()
             if config.choose == "auroc":
@@ -79,6 +79,11 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
         with torch.no_grad():
             model[1].bias -= positive_K.log()
     return model, best_step
+
+
+def due(step: int, steps: int, looks: int) -> bool:
+    """Whether to look after `step` (from 1): `looks` times in all, evenly, and after the last."""
+    return step * looks // steps > (step - 1) * looks // steps
 
 
 def rate(progress: float, schedule: str) -> float:

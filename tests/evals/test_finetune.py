@@ -1,5 +1,6 @@
 """The supervised loop: whom it sees, how fast it learns, which look it keeps."""
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,26 @@ def test_every_image_is_seen_as_often_as_there_are_epochs_though_no_batch_is_sho
     counted = Counter(x.numpy().tobytes() for x in torch.cat(seen))
     assert set(counted.values()) == {2}
     assert len(counted) == 10
+
+
+def test_there_are_as_many_looks_as_were_asked_for_and_the_last_is_one():
+    for steps in (1, 7, 19, 20, 21, 39, 40, 300, 427):
+        for looks in (1, 2, 20, 100):
+            seen = [s for s in range(1, steps + 1) if _training.due(s, steps, looks)]
+            assert len(seen) == min(looks, steps), (steps, looks)
+            assert seen[-1] == steps
+            apart = [b - a for a, b in itertools.pairwise([0, *seen])]
+            assert max(apart) - min(apart) <= 1
+
+
+def test_the_loop_looks_when_it_is_due(monkeypatch):
+    splits, seen = patterns(2, many=False, shuffled=False), []
+    subject = subject_of(splits, "binary-class")
+    real = subject.outputs
+    monkeypatch.setattr(subject, "outputs", lambda *a: seen.append(a) or real(*a))
+    few = replace(QUICK, updates=39, epochs=1, batch_size=len(splits["train"]))
+    _training.fit(subject, few)
+    assert len(seen) == 20
 
 
 def test_the_rate_falls_by_steps_or_by_a_cosine():
