@@ -5,7 +5,10 @@ the time of a step), float32 elsewhere. It changes the last digits of a result a
 column of the table, not a setting.
 """
 
+import contextlib
 import platform
+import warnings
+from collections.abc import Iterator
 
 import torch
 
@@ -28,6 +31,33 @@ def bf16(device: torch.device) -> bool:
 def autocast(device: torch.device) -> torch.autocast:
     """The context in which encoders and heads run; losses are float32 inside it all the same."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16(device))
+
+
+@contextlib.contextmanager
+def float32() -> Iterator[None]:
+    """No TF32 and no bfloat16 inside of what is float32, which cuDNN's convolutions are not alone.
+
+    torch has two sets of switches, and forbids to read the older where they disagree: both are set,
+    and set back. They are the process's; other flags of cuDNN stay as they are.
+    """
+    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
+    parts = (cudnn.conv, cudnn.rnn, cuda.matmul, mkldnn.conv, mkldnn.matmul)
+    was = conv, rnn, gpu, _, cpu = [part.fp32_precision for part in parts]
+    matmul = "highest" if gpu != "tf32" else "medium" if cpu == "bf16" else "high"
+    _switch(parts, False, "highest", ["ieee"] * len(parts))
+    try:
+        yield
+    finally:
+        _switch(parts, conv == rnn == "tf32", matmul, was)
+
+
+def _switch(parts, convolutions: bool, matmul: str, precisions: list[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions of torch warn of the older switches
+        torch.backends.cudnn.allow_tf32 = convolutions
+        torch.set_float32_matmul_precision(matmul)
+    for part, precision in zip(parts, precisions, strict=True):
+        part.fp32_precision = precision
 
 
 def describe(device: torch.device) -> dict[str, str | int]:

@@ -7,7 +7,6 @@ reference code's differ between the two, which costs accuracy for no reason. Wha
 the target is normalised as the target is: its own statistics would say where it is from.
 """
 
-import contextlib
 import copy
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from medssl.datasets import Images
 from medssl.datasets._splits import shots, subset
-from medssl.device import autocast
+from medssl.device import autocast, float32
 from medssl.evals import Features
 
 # N images, B at a time, C channels, D features, K classes
@@ -35,7 +34,7 @@ def extract(
 ) -> Tensor:
     """Features (N, D) float32 on the host; `chunk` images at a time sets memory, not the answer.
 
-    `exact` computes in float32 where the device is faster in bfloat16.
+    `exact` computes in float32 where the device is faster in bfloat16 or TF32.
     """
     was_training = encoder.training
     encoder.to(device, memory_format=torch.channels_last).eval()
@@ -50,7 +49,7 @@ def extract(
         )
         x_BCHW = ((x_BCHW - mean_BC11) / std_BC11).expand(-1, 3, -1, -1)
         x_BCHW = x_BCHW.contiguous(memory_format=torch.channels_last)
-        with contextlib.nullcontext() if exact else autocast(device):
+        with float32() if exact else autocast(device):
             rows.append(encoder(x_BCHW).float().cpu())
     encoder.train(was_training)
     return torch.cat(rows)

@@ -1,6 +1,8 @@
 """Frozen features: eval mode, the training statistics, no dependence on how they were cut."""
 
+import copy
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -47,6 +49,102 @@ def test_images_are_normalised_by_their_own_sets_training_statistics(images):
     pixels = images.x_NHWC / 255
     expected = ((pixels - images.mean_DC) / images.std_DC).mean((1, 2))
     np.testing.assert_allclose(found, expected, rtol=2e-2, atol=1e-2)
+
+
+class Switches(torch.nn.Module):
+    """Notes how torch would compute what is float32, by its older switches and its newer ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x_BCHW):
+        self.seen.append(switches())
+        return x_BCHW.mean((2, 3))
+
+
+def switches():
+    b = torch.backends
+    newer = [p.fp32_precision for p in (b.cudnn.conv, b.cudnn.rnn, b.cuda.matmul, b.mkldnn.matmul)]
+    flags = b.cudnn.enabled, b.cudnn.benchmark, b.cudnn.deterministic
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            older = b.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+        except RuntimeError:  # the two sets of switches disagree
+            older = None
+    return older, newer, flags
+
+
+@pytest.fixture
+def own_switches():
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.benchmark = torch.backends.cudnn.deterministic = False
+
+
+@pytest.mark.usefixtures("own_switches")
+@pytest.mark.parametrize("matmul", ["highest", "high", "medium"])
+@pytest.mark.parametrize("convolutions", ["tf32", "ieee", "newer"])
+def test_an_exact_look_is_float32_and_leaves_the_switches_as_they_were(
+    images, matmul, convolutions
+):
+    cudnn = torch.backends.cudnn
+    cudnn.benchmark = cudnn.deterministic = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.set_float32_matmul_precision(matmul)
+        if convolutions == "newer":
+            cudnn.conv.fp32_precision = "ieee"  # and not cudnn.rnn: allow_tf32 cannot be read
+        else:
+            cudnn.allow_tf32 = convolutions == "tf32"
+    before, encoder = switches(), Switches()
+    extract(encoder, images, CPU, exact=True)
+    assert encoder.seen == [((False, "highest"), ["ieee"] * 4, (True, True, True))]
+    assert switches() == before
+    extract(encoder, images, CPU)
+    assert encoder.seen[1] == before
+
+
+@pytest.mark.usefixtures("own_switches")
+def test_the_switches_are_set_back_after_an_error_too(images):
+    class Broken(torch.nn.Module):
+        def forward(self, x_BCHW):
+            raise RuntimeError("out of memory")
+
+    before = switches()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        extract(Broken(), images, CPU, exact=True)
+    assert switches() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_an_exact_look_is_that_of_float64(images):
+    torch.manual_seed(0)
+    encoder = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 64, 3, 1, 1),
+        torch.nn.Conv2d(64, 128, 3, 2, 1),
+        torch.nn.AdaptiveAvgPool2d(4),
+        torch.nn.Flatten(),
+        torch.nn.Linear(2048, 64),
+    )
+
+    class Double(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = copy.deepcopy(encoder).double()
+
+        def forward(self, x_BCHW):
+            return self.net(x_BCHW.double())
+
+    found = extract(encoder, images, torch.device("cuda"), exact=True)
+    want = extract(Double(), images, CPU, exact=True)
+    # TF32 has 10 bits: off by 1e-3
+    torch.testing.assert_close(found, want, rtol=0, atol=3e-5 * want.abs().max().item())
 
 
 def test_a_judged_encoder_sees_few_labels_of_train_and_all_of_the_rest():
