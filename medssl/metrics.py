@@ -181,6 +181,6 @@ def detection(in_N: np.ndarray, out_M: np.ndarray) -> Iterator:
 
 def _fpr95(positive_N: np.ndarray, negative_M: np.ndarray) -> float:
     """Share of negatives that score no less than the highest threshold with 95 % of positives."""
-    least = -(-95 * len(positive_N) // 100)  # whole numbers: 0.95 * N may be a hair above itself
+    least = -(-95 * len(positive_N) // 100)  # rounded up
     threshold = np.sort(positive_N)[len(positive_N) - least]
     return float((negative_M >= threshold).mean())

@@ -224,12 +224,11 @@ def test_the_two_fpr95_count_different_images():
     assert (moved["fpr95_ood_accepted"], moved["fpr95_id_flagged"], moved["aupr_out"]) == (0, 0, 1)
 
 
-@pytest.mark.parametrize("n", range(1, 400))
-def test_ninety_five_per_cent_are_not_one_more(n):
-    """0.95 * 20 is 19, whatever floats say of it."""
-    kept = next(k for k in range(n + 1) if 100 * k >= 95 * n)
-    out_M = np.arange(n) + 0.5
-    assert dict(detection(np.arange(n), out_M))["fpr95_ood_accepted"] == kept / n
+def test_ninety_five_per_cent_are_the_fewest_that_are_as_many():
+    for n in range(1, 200):
+        kept = next(k for k in range(n + 1) if 100 * k >= 95 * n)
+        found = dict(detection(np.arange(n), np.arange(n) + 0.5))
+        assert found["fpr95_ood_accepted"] == kept / n
 
 
 def test_equal_scores_detect_nothing():
