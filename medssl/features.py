@@ -73,7 +73,8 @@ class Judged:
     ):
         self.task, self.target, self.seed = task, target, seed
         self.live = False  # whether the encoder itself was asked for, and not its features alone
-        self._encoder, self._load, self._images, self._device = encoder, load, images, device
+        self.device = device or torch.device("cpu")
+        self._encoder, self._load, self._images = encoder, load, images
         self._fraction, self._subset, self._each = label_fraction, subset_seed, each
         self._read: dict[str, Images] = {}  # splits, read once for as long as this cell lasts
 
@@ -102,7 +103,7 @@ class Judged:
 
     def encoder(self) -> nn.Module:
         self.live = True
-        return copy.deepcopy(self._encoder()).to(self._device)
+        return copy.deepcopy(self._encoder()).to(self.device)
 
     def outputs(self, model: nn.Module, split: str) -> Tensor:
-        return extract(model, self.images(split), self._device)
+        return extract(model, self.images(split), self.device)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -329,25 +330,35 @@ def evaluate(
     """
     failed, passing, size = [], None, cells[0].encoder.image_size
     load, sources = _features_once(made, cells[0].encoder, store, here, progress)
+
+    def subject_of(cell: Cell) -> Judged:
+        return Judged(
+            lambda: made.encoder,
+            load,
+            cell.target,
+            sources[cell.target].task,
+            cell.label_fraction,
+            cell.subset_seed,
+            cell.shots,
+            images=lambda dataset, split: datasets.load(dataset, split, size, here.data),
+            device=here.device,
+            seed=cell.encoder.seed,
+        )
+
+    begun: dict[str, Begun] = {}
     for cell in cells:
         progress.publish("evaluating", every_s=PUBLISH_S)
         began = time.perf_counter()
         try:
             target = load(cell.target, "test")
             module, source = registry.load("evals", cell.eval), sources[cell.target]
-            subject = Judged(
-                lambda: made.encoder,
-                load,
-                cell.target,
-                source.task,
-                cell.label_fraction,
-                cell.subset_seed,
-                cell.shots,
-                images=lambda dataset, split: datasets.load(dataset, split, size, here.data),
-                device=here.device,
-                seed=cell.encoder.seed,
-            )
-            found = dict(module.evaluate(subject, module.Config(**dict(cell.settings))))
+            if cell.id not in begun:
+                subjects = {kin.id: subject_of(kin) for kin in _kin(cell, cells, module)}
+                config, paused = module.Config(**dict(cell.settings)), time.perf_counter()
+                begun |= _begin(module, subjects, config, progress)
+                began += time.perf_counter() - paused  # all have their share of it
+            subject, evaluated, share_s = begun.pop(cell.id)
+            found = dict(evaluated)
             arrays = {k: v for k, v in found.items() if isinstance(v, np.ndarray)}
             metrics = {k: v for k, v in found.items() if k not in arrays}
             arrays["target"] = target.t_NK.numpy().astype(np.uint8)
@@ -357,7 +368,7 @@ def evaluate(
                 "contamination": source.contamination,
                 "code": here.code,
                 "versions": versions(),
-                "eval_s": time.perf_counter() - began,
+                "eval_s": share_s + time.perf_counter() - began,
                 "finished_at": datetime.now(UTC),
             }
             where = device.describe(here.device) if subject.live else source.where
@@ -375,6 +386,45 @@ def evaluate(
     if passing:
         raise passing
     return failed
+
+
+class Begun(NamedTuple):
+    """The evaluation of a cell, of which some may be done."""
+
+    subject: Judged
+    found: Iterator
+    share_s: float  # seconds, of what was done for several cells at once
+
+
+def _kin(cell: Cell, cells: Sequence[Cell], module: ModuleType) -> list[Cell]:
+    """The cells that differ from this one in their labelled images alone, where the evaluation can
+    judge such together; else itself."""
+
+    def asked(of: Cell) -> tuple:
+        return of.eval, of.settings, of.target
+
+    return [c for c in cells if asked(c) == asked(cell)] if hasattr(module, "together") else [cell]
+
+
+def _begin(
+    module: ModuleType, subjects: dict[str, Judged], config: object, progress: Progress
+) -> dict[str, Begun]:
+    """Of several subjects the evaluation together, or each alone where that fails."""
+
+    def alone(subject: Judged) -> Iterator:
+        yield from module.evaluate(subject, config)
+
+    found, start = [alone(subject) for subject in subjects.values()], time.perf_counter()
+    if len(subjects) > 1:
+        try:
+            found = module.together(list(subjects.values()), config)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            progress.say(f"not together, each alone: {type(error).__name__}: {error}")
+    share_s = (time.perf_counter() - start) / len(subjects)
+    of_each = zip(subjects, subjects.values(), found, strict=True)
+    return {cell: Begun(subject, evaluated, share_s) for cell, subject, evaluated in of_each}
 
 
 class Source(NamedTuple):

@@ -10,7 +10,7 @@ import safetensors
 import torch
 
 from medssl import backbones, results, trial, weights
-from medssl.evals import _training, knn
+from medssl.evals import _heads, _training, knn, sgd_probe
 from medssl.pretrain import initial
 from medssl.report import tables
 from medssl.spec import Sweep, parent, settings
@@ -722,3 +722,88 @@ def test_detection_is_measured_kept_and_the_same_from_features_of_the_store(tmp_
     for cell in reversed(cells):  # each alone
         trial.run([cell], store, HERE)
     assert results.table(store, cells)["value"].to_pylist() == before
+
+
+PROBE = ("sgd_probe", {"epochs": 4, "heads": 2})
+
+
+@pytest.fixture
+def heads(monkeypatch):
+    """How many training sets each training of heads had."""
+    calls, real = [], _heads.train
+
+    def train(sets, *arguments):
+        calls.append(len(sets))
+        return real(sets, *arguments)
+
+    monkeypatch.setattr(_heads, "train", train)
+    return calls
+
+
+def test_cells_that_differ_in_their_labelled_images_are_judged_together(tmp_path, heads):
+    longer = ("sgd_probe", {**PROBE[1], "epochs": 5})
+    given = {"method": "none", "subset_seed": [0, 1], "shots": 2, "eval": ["knn", PROBE, longer]}
+    cells = sweep(**given).cells()
+    together, alone = Store(tmp_path / "a"), Store(tmp_path / "b")
+    trial.run(cells, together, HERE)
+    assert heads == [5, 5]  # two at 10 %, two of two shots, one of all: of each setting
+    heads.clear()
+    for cell in cells:
+        trial.run([cell], alone, HERE)
+    assert heads == [1] * 10
+    (a, b) = (results.table(store, cells).to_pylist() for store in (together, alone))
+    same = [{k: row[k] for k in ("cell", "metric", "target_md5", "device")} for row in a]
+    assert same == [{k: row[k] for k in same[0]} for row in b]
+    assert [r["value"] for r in a] == pytest.approx([r["value"] for r in b], abs=1e-5)
+    for cell in cells:
+        of_each = [results.predictions(store, cell) for store in (together, alone)]
+        assert of_each[0].keys() == of_each[1].keys()
+        for name in of_each[0]:
+            assert of_each[0][name] == pytest.approx(of_each[1][name], abs=1e-5)
+
+
+def test_the_time_of_what_is_done_together_is_shared(tmp_path, monkeypatch):
+    real = sgd_probe.together
+
+    def slow(subjects, config):
+        time.sleep(1.0)
+        return real(subjects, config)
+
+    monkeypatch.setattr(sgd_probe, "together", slow)
+    store, cells = Store(tmp_path), sweep(method="none", eval=PROBE).cells()
+    start = time.perf_counter()
+    trial.run(cells, store, HERE)
+    whole = time.perf_counter() - start
+    took = {r["cell"]: r["eval_s"] for r in results.table(store, cells).to_pylist()}
+    assert min(took.values()) >= 0.5
+    assert sum(took.values()) <= whole
+
+
+def test_where_one_of_several_cells_fails_the_others_are_done(tmp_path, monkeypatch):
+    store, cells = Store(tmp_path), sweep(method="none", eval=["knn", PROBE], shots=2).cells()
+    real = sgd_probe.together
+
+    def broken(subjects, config):
+        if min(len(subject.features("train").x_ND) for subject in subjects) < 20:
+            raise RuntimeError("too few")
+        return real(subjects, config)
+
+    monkeypatch.setattr(sgd_probe, "together", broken)
+    said = r"^sgd_probe on phantom/lesions at 2-shot: RuntimeError: too few$"
+    with pytest.raises(trial.CellsFailed, match=said):
+        trial.run(cells, store, HERE)
+    assert [(c.eval, c.shots) for c in results.missing(cells, store)] == [("sgd_probe", 2)]
+    log = store.read(f"logs/{cells[0].encoder.id}.log").decode()
+    assert "not together, each alone: RuntimeError: too few" in log
+
+
+def test_an_error_of_the_device_is_raised_at_once_by_cells_together_too(tmp_path, monkeypatch):
+    store, cells = Store(tmp_path), sweep(method="none", eval=[PROBE, "knn"]).cells()
+
+    def lost(subjects, config):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access")
+
+    monkeypatch.setattr(sgd_probe, "together", lost)
+    with pytest.raises(torch.AcceleratorError):
+        trial.run(cells, store, HERE)
+    assert len(results.missing(cells, store)) == 4

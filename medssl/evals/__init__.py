@@ -5,11 +5,17 @@
 A float is a metric, computed once on test; `val_` marks those on validation, which is all that a
 choice may look at. An array has a row for each test image and is kept beside the metrics, so that
 intervals and paired tests need neither the encoder nor a GPU.
+
+    together(subjects, config) -> what `evaluate` says of each
+
+A file that has it is asked once for all cells that differ in their labelled images alone; each
+subject's answer must be the one that it would have had by itself.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from medssl import metrics
@@ -27,6 +33,7 @@ class Subject(Protocol):
 
     seed: int  # the encoder's, for what an evaluation draws: seeds are to differ in all of it
     target: str  # the dataset that it is judged on
+    device: torch.device  # the trial's; features are on the host
     task: str  # MedMNIST's: "multi-class", "binary-class", "multi-label, binary-class", ...
 
     def features(self, split: str, dataset: str | None = None) -> Features:
