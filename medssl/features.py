@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from medssl.datasets import Images
 from medssl.datasets._splits import shots, subset
 from medssl.device import autocast, float32
-from medssl.evals import Features
+from medssl.evals import Change, Features
 
 # N images, B at a time, C channels, D features, K classes
 
@@ -31,10 +31,12 @@ def extract(
     device: torch.device,
     chunk: int = 512,
     exact: bool = False,
+    change: Change | None = None,
 ) -> Tensor:
     """Features (N, D) float32 on the host; `chunk` images at a time sets memory, not the answer.
 
-    `exact` computes in float32 where the device is faster in bfloat16 or TF32.
+    `exact` computes in float32 where the device is faster in bfloat16 or TF32; `change` is done to
+    pixels in 0..1, of images whose place in the set it is told.
     """
     was_training = encoder.training
     encoder.to(device, memory_format=torch.channels_last).eval()
@@ -42,6 +44,8 @@ def extract(
     for start in range(0, len(images), chunk):
         part = slice(start, start + chunk)
         x_BCHW = torch.from_numpy(images.x_NHWC[part]).to(device).permute(0, 3, 1, 2) / 255
+        if change:
+            x_BCHW = change(x_BCHW, torch.arange(start, start + len(x_BCHW), device=device))
         domain_B = images.domain_N[part]
         mean_BC11, std_BC11 = (
             torch.from_numpy(s[domain_B]).to(device)[:, :, None, None]
@@ -105,5 +109,5 @@ class Judged:
         self.live = True
         return copy.deepcopy(self._encoder()).to(self.device)
 
-    def outputs(self, model: nn.Module, split: str) -> Tensor:
-        return extract(model, self.images(split), self.device)
+    def outputs(self, model: nn.Module, split: str, change: Change | None = None) -> Tensor:
+        return extract(model, self.images(split), self.device, change=change)

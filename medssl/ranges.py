@@ -3,7 +3,10 @@
 A plan refuses what is outside, in the range's own words, before anything is made.
 """
 
+import ast
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 
 
@@ -19,6 +22,23 @@ Weight = Annotated[float, Range(lambda value: value >= 0, "0 or more")]
 Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "from 0 to 1")]
 Pool = Annotated[str, Range(lambda value: value in ("test", "all"), "test or all")]  # of splits
 Sets = Annotated[tuple, Range(lambda value: True, "dataset names")]  # beside the target; any order
+
+
+@cache
+def _families() -> set[str]:
+    """The corruptions that there are, read from their file without running it."""
+    body = ast.parse((Path(__file__).parent / "corruptions.py").read_text()).body
+    named = [n for n in body if isinstance(n, ast.AnnAssign) and n.target.id == "FAMILIES"]
+    return {ast.literal_eval(key) for key in named[0].value.keys}
+
+
+Corruptions = Annotated[
+    str,
+    Range(
+        lambda value: value == "own" or _families() >= set(value.split("+")),
+        "own, or families of corruptions.py with + between",
+    ),
+]
 
 
 def split(kind: type) -> tuple[type, tuple[Range, ...]]:

@@ -216,7 +216,7 @@ def _metric(cell: Cell, metric: str) -> str:
 def _told(value: Scalar) -> str:
     """A value; of many names their number and a digest, for MLflow's names end at 250 letters."""
     if not isinstance(value, tuple):
-        return str(value)
+        return _safe(str(value))
     names = " ".join(value)
     digest = hashlib.sha256(names.encode()).hexdigest()[:6]
     return _safe(names) if len(names) <= 60 else f"{len(value)} sets {digest}"

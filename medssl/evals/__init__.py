@@ -22,6 +22,8 @@ from medssl import metrics
 from medssl.datasets import Images
 from medssl.metrics import calibration, classification
 
+Change = Callable[[Tensor, Tensor], Tensor]  # x_BCHW in 0..1, index_B in the split -> x_BCHW
+
 
 class Features(NamedTuple):
     x_ND: Tensor  # float32, frozen encoder outputs
@@ -52,8 +54,11 @@ class Subject(Protocol):
         """A fresh copy on the trial's device, free to be fine-tuned."""
         ...
 
-    def outputs(self, model: nn.Module, split: str) -> Tensor:
-        """What `model`, x_BCHW -> (B, K), makes of a split's whole images (N, K), on the host."""
+    def outputs(self, model: nn.Module, split: str, change: Change | None = None) -> Tensor:
+        """What `model`, x_BCHW -> (B, K), makes of a split's whole images (N, K), on the host.
+
+        `change` is done to pixels, before the normalisation; nothing is stored.
+        """
         ...
 
 
