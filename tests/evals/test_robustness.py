@@ -233,8 +233,9 @@ def test_the_heads_are_those_of_this_version():
         "Config(version=1, strongest=1.0, weakest=-6.0, steps=15, patience=4, iterations=300)"
     )
     assert repr(finetune.Config()) == (
-        "Config(version=2, epochs=50, updates=300, batch_size=64, learning_rate=0.0003, "
-        "weight_decay=0.05, frozen=0.0, smallest_crop=0.5, flip=0.5, seed=0)"
+        "Config(version=3, epochs=50, updates=300, batch_size=64, learning_rate=0.0003, w"
+        "eight_decay=0.05, schedule='cosine', frozen=0.0, smallest_crop=0.5, flip=0.5, lo"
+        "oks=20, choose='log_loss', seed=0)"
     )
 
 
@@ -253,7 +254,10 @@ def test_what_changes_nothing_is_no_robustness():
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [({"corruptions": "jpge"}, "own, or families"), ({"head": "knn"}, "linear_probe or finetune")],
+    [
+        ({"corruptions": "jpge"}, "own, or families"),
+        ({"head": "knn"}, "one of linear_probe, finetune"),
+    ],
 )
 def test_a_plan_refuses_what_there_is_not(wrong, says):
     with pytest.raises(ValueError, match=says):
