@@ -36,7 +36,10 @@ def drawn(task: str, n: int, seed: int, digits: int = 1):
     share = np.ones(k) if k == 2 else np.r_[np.ones(k - 1), 0.02]
     t_NK = np.eye(k)[rng.choice(k, n, p=share / share.sum())]
     s_NK = np.round(t_NK + rng.random((n, k)) * 2, digits) + 0.1
-    return s_NK / s_NK.sum(1, keepdims=True), t_NK
+    s_NK /= s_NK.sum(1, keepdims=True)
+    if k == 2:
+        s_NK[:, 0] = rng.random(n)  # of a binary task the last column alone is judged
+    return s_NK, t_NK
 
 
 def images(c_N: np.ndarray) -> np.ndarray:
@@ -384,6 +387,23 @@ def test_components_find_the_variances_that_were_put_in(crossed):
     ]).mean(0)  # fmt: skip
     right = [9, 4, 2.25, 1] if crossed else [9, 2.25, np.nan, 1]
     assert found == pytest.approx(right, rel=0.1, nan_ok=True)
+
+
+def test_components_are_differences_of_neighbouring_mean_squares():
+    v = seeds(np.random.default_rng(3), (3, 4, 2), (3.0, 2.0, 1.5, 1.0), crossed=True)
+    y = np.array(list(v.values())).reshape(3, 4, 2)
+    cells = list(product(range(3), range(4)))
+    ms_p = 8 * sum((y[p].mean() - y.mean()) ** 2 for p in range(3)) / 2
+    ms_s = 6 * sum((y[:, s].mean() - y.mean()) ** 2 for s in range(4)) / 3
+    ms_h = sum((y[p, s, h] - y[p, s].mean()) ** 2 for p, s in cells for h in range(2)) / 12
+    rest = [y[p, s].mean() - y[p].mean() - y[:, s].mean() + y.mean() for p, s in cells]
+    ms_ps = 2 * np.square(rest).sum() / 6
+    right = (ms_p - ms_ps) / 8, (ms_s - ms_ps) / 6, (ms_ps - ms_h) / 2, ms_h
+    assert min(right) > 0
+    assert stats.components(v)[:4] == pytest.approx(right)
+    within = 2 * sum((y[p, s].mean() - y[p].mean()) ** 2 for p, s in cells) / 9
+    right = (ms_p - within) / 8, (within - ms_h) / 2, np.nan, ms_h
+    assert stats.components(v, crossed=False)[:4] == pytest.approx(right, nan_ok=True)
 
 
 def test_components_by_hand_what_one_seed_cannot_show_and_sampling_apart():

@@ -24,13 +24,7 @@ from medssl.report import tables
 from medssl.report.tables import RECIPE, Grid, Known, Summary
 from medssl.spec import NONE
 
-START = (
-    "target",
-    "dataset",
-    "backbone",
-    "init",
-    "image_size",
-)  # that a method and its baseline share
+START = "target", "dataset", "backbone", "init", "image_size"  # shared with the baseline
 ALPHA = 0.05
 Place = tuple[tuple[str, ...], Known]  # of a number in its table
 
@@ -113,13 +107,15 @@ class Predictions:
         except (ValueError, OSError, KeyError):
             self.absent["predictions are missing or cannot be read"].add(row["cell"])
             return None
-        (value,) = stats.score(scores_NK, t_NK, row["task"], self.metric, np.ones((len(t_NK), 1)))
-        if abs(value - row["value"]) < 1e-9:
-            v_R = stats.score(scores_NK, t_NK, row["task"], self.metric, self.counts(len(t_NK)))
-            digest = hashlib.sha256(np.ascontiguousarray(t_NK)).hexdigest()
-            return Resampled(v_R, (row["target"], digest))
-        self.absent["predictions do not give the number of the row"].add(row["cell"])
-        return None
+        if not row["task"]:
+            self.absent["a row of an earlier version does not say its task"].add(row["cell"])
+            return None
+        v_R = stats.score(scores_NK, t_NK, row["task"], self.metric, self.counts(len(t_NK)))
+        if abs(v_R[0] - row["value"]) > 1e-9:
+            self.absent["predictions do not give the number of the row"].add(row["cell"])
+            return None
+        digest = hashlib.sha256(np.ascontiguousarray(t_NK)).hexdigest()
+        return Resampled(v_R, (row["target"], digest))
 
     def notes(self) -> list[str]:
         return [

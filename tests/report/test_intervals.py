@@ -188,6 +188,8 @@ def test_what_has_no_predictions_keeps_its_number_and_is_in_the_notes(tmp_path):
     lines = markdown(file, store)
     assert lines[3][2:] == [re.sub(r" \[.*", "", whole[3][2]), whole[3][3]]
     assert [line[2] for line in lines if line[1] == "simclr"][2:] == ["-", "-"]  # differences
+    results.save(store, other, dict(classification(*kept.values(), TASK[other.target])), kept, {})
+    assert "a row of an earlier version does not say its task (1 cell)" in table(file, store)[1]
     store.write(f"predictions/{lost.id}.parquet", b"PAR1 torn")
     assert "missing or cannot be read (1 cell)" in table(file, store)[1]
 
@@ -349,6 +351,13 @@ def test_captions_say_what_the_brackets_and_marks_are(swept):
         ):
             assert said in text, kind
     assert r"] $^\dagger$ & " in out
+
+
+def test_shots_are_columns_too(tmp_path):
+    file, store, _ = changed(tmp_path, ("label_fraction=[0.1, 1.0]", "label_fraction=1.0, shots=5"))
+    lines = markdown(file, store)
+    assert lines[0] == ["target", "method", "100%", "5-shot"]
+    assert all("[" in entry for line in lines[2:8] for entry in line[2:])
 
 
 def test_without_the_option_a_table_is_as_it_was(swept):
