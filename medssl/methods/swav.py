@@ -4,8 +4,9 @@
          two crops: scores -> Sinkhorn -> which prototype, each used equally often: the target
 
 Online clustering without negatives or a teacher. Balance is asked of a batch, so a batch smaller
-than K borrows the scores of a queue, once it is full and features mean something. Schedules are
-shares of the training: the paper's code has 1 and 15 epochs of the 400 of its longer runs.
+than K borrows the scores of a queue. Too early, that holds what the encoder has just left behind,
+and the features collapse onto a few directions: so it counts after a share of the training (the
+paper's code has 15 epochs of 400, and 1 for the prototypes) and once it has been refilled often.
 Caron et al. 2020, https://arxiv.org/abs/2006.09882
 """
 
@@ -26,13 +27,14 @@ from medssl.ranges import Count, Positive, Share, Whole
 
 @dataclass(frozen=True)
 class Config:
-    version: int = 2  # raise it when a fix makes old results wrong; they are then run again
+    version: int = 3  # raise it when a fix makes old results wrong; they are then run again
     temperature: Positive = 0.1  # divides cosine similarity in the prediction
     epsilon: Positive = 0.05  # softness of the assignments; lower is nearer to one prototype each
     iterations: Count = 3  # of Sinkhorn; more balances the clusters better
     prototypes: Count = 3000  # K, about ten times the classes one expects, or more
     queue: Count = 3840  # M for each of the two crops, at most half the images
     queue_from: Share = 0.0375  # share of the training after which the queue counts
+    refills: Count = 30  # times that new keys fill it before it counts: 15 epochs of few images
     frozen: Share = 0.0025  # share of the training in which the prototypes rest
     local_crops: Whole = 6  # small crops; each costs a small forward pass
     hidden_dim: Count = 2048  # width of the head
@@ -75,8 +77,8 @@ class Method(SSLMethod):
             queue.rotate()
         self.prototypes_KP.copy_(unit(self.prototypes_KP))
         self.open.fill_(progress >= self.config.frozen)
-        full = self.queues[0].seen >= self.config.queue
-        self.borrow.copy_(full & (progress >= self.config.queue_from))
+        settled = self.queues[0].seen >= self.config.refills * self.config.queue
+        self.borrow.copy_(settled & (progress >= self.config.queue_from))
 
 
 def sinkhorn(score_NK: Tensor, counts_N: Tensor, config: Config) -> Tensor:

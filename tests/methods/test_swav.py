@@ -1,5 +1,7 @@
 """SwAV: resting prototypes, and queues that count only once they mean something."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -10,9 +12,8 @@ from medssl.methods.swav import Config, Method
 @pytest.fixture
 def method(tiny_encoder):
     torch.manual_seed(0)
-    return Method(
-        tiny_encoder(), Config(hidden_dim=32, out_dim=16, prototypes=20, queue=24, queue_from=0.5)
-    )
+    small = {"hidden_dim": 32, "out_dim": 16, "prototypes": 20, "queue": 24}
+    return Method(tiny_encoder(), Config(**small, queue_from=0.5, refills=1))
 
 
 @pytest.fixture
@@ -48,6 +49,16 @@ def test_queues_count_from_their_share_of_the_training_on(method, views):
     late.step(views)
     late.after_update(0.4)
     assert late.borrow == 0
+
+
+def test_queues_do_not_count_before_they_were_refilled_often(method, views):
+    often = Method(method.encoder, replace(method.config, refills=2, queue_from=0.1))
+    borrowed = []
+    for _ in range(7):  # 8 keys each: twice 24 after six
+        often.step(views)
+        often.after_update(0.9)
+        borrowed.append(often.borrow.item())
+    assert borrowed == [0, 0, 0, 0, 0, 1, 1]
 
 
 def test_prototypes_stay_on_the_sphere(method, views):
