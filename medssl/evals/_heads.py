@@ -13,6 +13,7 @@ Two classes are one logit, the difference of the two: it learns at twice the sig
 what the two have in common is in no probability. float32 throughout.
 """
 
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -49,6 +50,12 @@ class Heads(NamedTuple):
                 "SGD diverged in every setting: use standardise=True, or a smaller learning_rate"
             )
         return int(total_G.argmax())  # the first of equals
+
+
+def seeds(seed: int, encoder: int, heads: int) -> list[int]:
+    """Of each head; `encoder` is the encoder's seed."""
+    names = (f"{seed} {encoder} {head}" for head in range(heads))
+    return [random.Random(name).getrandbits(48) for name in names]
 
 
 def train(

@@ -13,7 +13,6 @@ earlier epoch. Unlike there, no seed is the clock's, and all heads choose the se
 https://arxiv.org/abs/2412.19124
 """
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -64,10 +63,9 @@ def together(subjects: Sequence[Subject], config: Config) -> list[Iterator]:
     rates = [config.learning_rate / by for by in (1, 10, 100)]
     decays = dict.fromkeys((0.0, config.weight_decay / 10, config.weight_decay))
     settings = [_heads.Setting(rate, decay) for rate in rates for decay in decays]
+    dice = _heads.seeds(config.seed, one.seed, config.heads)
     sets, val = [features(subject, "train") for subject in subjects], features(one, "val")
-    found = _heads.train(
-        sets, val, seeds(config, one.seed), settings, many, config.epochs, config.batch_size
-    )
+    found = _heads.train(sets, val, dice, settings, many, config.epochs, config.batch_size)
 
     def said(subject: Subject, heads: _heads.Heads) -> Iterator:
         best = heads.chosen()
@@ -86,9 +84,3 @@ def together(subjects: Sequence[Subject], config: Config) -> list[Iterator]:
                     yield f"{name}_t95", float(stdtrit(n - 1, 0.975)) * stdev(values) / n**0.5
 
     return [said(*of) for of in zip(subjects, found, strict=True)]
-
-
-def seeds(config: Config, encoder: int) -> list[int]:
-    """The heads'; `encoder` is the encoder's seed."""
-    names = (f"{config.seed} {encoder} {head}" for head in range(config.heads))
-    return [random.Random(name).getrandbits(48) for name in names]

@@ -103,14 +103,17 @@ class Predictions:
     def _cell(self, row: dict) -> Resampled | None:
         try:
             kept = self.predictions(row["cell"])
-            t_NK, scores_NK = kept["target"], kept["scores"]
+            t_NK, heads = kept["target"], [kept["scores"]]
         except (ValueError, OSError, KeyError):
             self.absent["predictions are missing or cannot be read"].add(row["cell"])
             return None
         if not row["task"]:
             self.absent["a row of an earlier version does not say its task"].add(row["cell"])
             return None
-        v_R = stats.score(scores_NK, t_NK, row["task"], self.metric, self.counts(len(t_NK)))
+        heads += [more for name, more in kept.items() if name.startswith("scores_head_")]
+        counts_NR = self.counts(len(t_NK))
+        of_each = [stats.score(s, t_NK, row["task"], self.metric, counts_NR) for s in heads]
+        v_R = np.mean(of_each, axis=0)  # of several heads on one encoder, as their rows have it
         if abs(v_R[0] - row["value"]) > 1e-9:
             self.absent["predictions do not give the number of the row"].add(row["cell"])
             return None

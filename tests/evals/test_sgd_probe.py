@@ -180,7 +180,7 @@ def test_the_setting_is_chosen_on_validation_alone():
     chosen = found["learning_rate"], found["weight_decay"]
     by_hand = {}
     for setting in GRID:
-        dice = sgd_probe.seeds(sgd_probe.Config(heads=3), 0)
+        dice = _heads.seeds(0, 0, 3)
         (heads,) = _heads.train([held["train"]], held["val"], dice, [setting], False, 20, 64)
         by_hand[setting] = heads.right_SG.sum().item()
     assert chosen == max(by_hand, key=by_hand.get)
@@ -215,7 +215,7 @@ def test_dice_are_the_seeds_and_nobody_elses():
     held = splits("four classes")
     assert np.array_equal(told(held)["scores"], told(held)["scores"])
     assert not np.array_equal(told(held)["scores"], told(held, seed=1)["scores"])
-    few, more = (sgd_probe.seeds(sgd_probe.Config(heads=n), 0) for n in (3, 5))
+    few, more = (_heads.seeds(0, 0, n) for n in (3, 5))
     assert more[:3] == few
     assert len(set(more)) == 5
 

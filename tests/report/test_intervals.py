@@ -208,6 +208,19 @@ def test_a_number_of_uneven_seeds_is_resampled_as_it_is_averaged(tmp_path):
     assert "note" not in table(file, store)[1].replace("note: 60 resamples", "")
 
 
+def test_several_heads_of_one_encoder_are_averaged_on_each_resample(tmp_path):
+    file, store, cells = changed(tmp_path)
+    cell = next(c for c in cells if (c.encoder.method, c.target) == ("none", "phantom/organs"))
+    kept = predicted(cell)
+    turned = {"scores_head_1": kept["scores"][:, ::-1].copy()}
+    both = [kept["scores"], turned["scores_head_1"]]
+    auroc = mean(dict(classification(s, kept["target"], "binary-class"))["auroc"] for s in both)
+    results.save(store, cell, {"auroc": auroc}, kept | turned, {"task": "binary-class"})
+    row = next(r for r in results.table(store, [cell]).to_pylist())
+    number = intervals.Predictions(by_id(store, cells), "auroc", COUNT).number([row])
+    assert number.v_R == pytest.approx(np.full(1 + COUNT, 0.5))  # what one gains the other loses
+
+
 def test_what_was_judged_on_other_images_is_not_paired(tmp_path):
     file, store, cells = changed(tmp_path)
 
