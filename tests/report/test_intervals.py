@@ -209,7 +209,7 @@ def test_a_number_of_uneven_seeds_is_resampled_as_it_is_averaged(tmp_path):
 
 
 def test_several_heads_of_one_encoder_are_averaged_on_each_resample(tmp_path):
-    file, store, cells = changed(tmp_path)
+    _, store, cells = changed(tmp_path)
     cell = next(c for c in cells if (c.encoder.method, c.target) == ("none", "phantom/organs"))
     kept = predicted(cell)
     turned = {"scores_head_1": kept["scores"][:, ::-1].copy()}
