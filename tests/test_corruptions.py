@@ -110,6 +110,14 @@ def test_what_does_nothing_does_nothing(monkeypatch):
     assert torch.equal(corrupt(x_BCHW, "nothing", 1, torch.zeros(1)), x_BCHW)
 
 
+@pytest.mark.parametrize("off", [-1e-9, 0, 1e-9])
+def test_halves_go_up_however_a_sum_was_added(off, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "half", lambda x, severity, dice: x + (0.5 + off) / 255)
+    x_BCHW = (torch.arange(255) / 255).view(1, 1, 15, 17)
+    y_BCHW = corrupt(x_BCHW, "half", 1, torch.zeros(1))
+    assert torch.equal((255 * y_BCHW).round().flatten(), torch.arange(1.0, 256))
+
+
 @pytest.mark.parametrize("family", MIRRORED)
 def test_what_has_no_side_is_the_same_in_a_mirror(family):
     x_BCHW = noise(4, 3, 28)

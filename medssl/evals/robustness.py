@@ -8,7 +8,8 @@ the five, error the mean of all corruptions, clean_error without any; added_erro
 error_ratio the quotient, absent where the clean error is below LEAST. auroc goes likewise.
 MedMNIST-C divides by the errors of an AlexNet at 224 px. Ours never does: that is another size, and
 where AlexNet was not harmed (contrast_up on PneumoniaMNIST) its relative error divides by less than
-0, or almost by 0. Cost: five passes over the test split per corruption, so up to 75.
+0, or almost by 0. Cost: five passes over the test split per corruption, so up to 75, for each cell
+anew: their features are not kept.
 Di Salvo et al. 2024, https://arxiv.org/abs/2406.17536
 """
 
