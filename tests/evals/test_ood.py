@@ -120,6 +120,16 @@ def test_residual_and_vim_are_the_papers(share):
     equal(_scores.vim(X_MD, logits, left)(Q_ND), virtual, rtol=1e-8)
 
 
+def test_the_principal_space_is_a_share_of_the_directions_that_there_are():
+    """With as many dead units as others, half of all of them would leave no residual."""
+    (w_DK, b_K), none = head(), torch.zeros(1, D)
+    asleep_MD, asleep_ND = (torch.cat([x, none.expand(len(x), D)], 1) for x in (X_MD, Q_ND))
+    both = _scores.residual(asleep_MD, torch.cat([w_DK, 0 * w_DK]), b_K, 0.5)
+    equal(both(asleep_ND), _scores.residual(X_MD, w_DK, b_K, 0.5)(Q_ND), rtol=1e-6)
+    few = _scores.residual(X_MD[:10], w_DK, b_K, 0.5)
+    assert few(X_MD[:10]).max() < -1e-3
+
+
 def test_scores_of_logits_are_the_papers():
     z_NK = Q_ND[:, :K].double()
     probability_NK = (z_NK.exp() / z_NK.exp().sum(1, keepdim=True)).numpy()
@@ -385,6 +395,13 @@ def test_dead_units_are_no_trouble(dead):
         assert all(odd[f"{s}/auroc:b/same"] == 0.5 for s in SCORES)
 
 
+def test_a_dead_unit_that_wakes_is_no_distance_to_ssd():
+    """Its authors' pseudo-inverse leaves it out; divided by its spread it would be all there is."""
+    asleep_MD = torch.cat([X_MD, torch.zeros(M, 3)], 1)
+    awake_ND = torch.cat([Q_ND, torch.full((N, 3), 1e-3)], 1)
+    equal(_scores.ssd(asleep_MD)(awake_ND), _scores.ssd(X_MD)(Q_ND), rtol=1e-4)
+
+
 def test_more_neighbours_than_images_are_as_many_as_there_are():
     most = found_of(world(), neighbours=10**6)
     eight = found_of(world(), neighbours=8)
@@ -413,6 +430,15 @@ def test_scores_of_the_head_are_of_the_probe(found):
     x_ND = world()["a/1", "test"].x_ND
     np.testing.assert_allclose(found["max_logit"], line.logits(x_ND).amax(1), rtol=1e-5)
     np.testing.assert_allclose(np.exp(found["msp"]), line.scores(x_ND).amax(1), rtol=1e-5)
+
+
+def test_the_principal_space_is_of_all_training_images_however_few_have_labels():
+    few, held = found_of(world(), fraction=0.05), world()
+    line = linear_probe.drawn(subject_of(held, fraction=0.05), linear_probe.Config())
+    left = _scores.residual(held["a/1", "train"].x_ND, *line.raw(), 0.5)
+    np.testing.assert_allclose(few["residual"], left(held["a/1", "test"].x_ND), rtol=1e-5)
+    virtual = _scores.vim(held["a/1", "train"].x_ND, line.logits, left)
+    np.testing.assert_allclose(few["vim"], virtual(held["a/1", "test"].x_ND), rtol=1e-5)
 
 
 def test_a_probe_of_another_version_is_another_head():
