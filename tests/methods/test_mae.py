@@ -48,6 +48,42 @@ def test_the_encoder_sees_nothing_of_the_hidden_patches(method, views):
     torch.testing.assert_close(seen[0], seen[1])
 
 
+def test_the_decoder_has_every_token_at_its_place_and_gaps_in_the_others(method, views):
+    _, dice = views
+    tokens, given = {}, []
+    method.encoder.norm.register_forward_hook(lambda *a: tokens.update(f=a[2].detach()))
+    method.decoder.register_forward_pre_hook(lambda _, t: given.append(t[0].detach()))
+    method.step(views)
+    place_LQ, gap_Q = method.place_LQ.detach().clone(), method.gap_Q.detach()
+    with torch.no_grad():
+        method.place_LQ.zero_()
+    method.step(views)
+    torch.testing.assert_close(given[0] - given[1], place_LQ.expand(6, -1, -1))
+    narrow_BJQ = method.narrow(tokens["f"]).detach()
+    rank_BL = dice[:, 0, ::8, ::8].flatten(1).argsort(1).argsort(1)
+    assert gap_Q.abs().sum() > 0
+    torch.testing.assert_close(given[1][:, 0], narrow_BJQ[:, 0])
+    for image in range(6):
+        for patch, rank in enumerate(rank_BL[image].tolist()):
+            expected = narrow_BJQ[image, 1 + rank] if rank < method.kept else gap_Q
+            torch.testing.assert_close(given[1][image, 1 + patch], expected)
+
+
+def test_a_kept_patch_has_the_position_it_was_cut_from(method, views):
+    given = []
+    method.encoder.norm_pre.register_forward_pre_hook(lambda _, t: given.append(t[0].detach()))
+    method.step(views)
+    place_LD = method.encoder.pos_embed.detach().clone()[0]
+    with torch.no_grad():
+        method.encoder.pos_embed.zero_()
+    method.step(views)
+    kept_BJ = views[1][:, 0, ::8, ::8].flatten(1).argsort(1)[:, : method.kept]
+    assert place_LD[1:].std(0).sum() > 0
+    moved_BJD = given[0] - given[1]
+    torch.testing.assert_close(moved_BJD[:, 0], place_LD[:1].expand(6, -1))
+    torch.testing.assert_close(moved_BJD[:, 1:], place_LD[1:][kept_BJ])
+
+
 def test_only_the_hidden_patches_are_to_be_painted(method, views):
     x, dice = views
     found = []
