@@ -128,6 +128,8 @@ def compare(
         from medssl.report import published, tables
         from medssl.store import Store
 
+        if format in (Format.csv, Format.parquet):
+            raise ValueError(f"--format {format}: choose from terminal, markdown, latex")
         kept, cells = Store(store), planning.load(sweep).cells()
         theirs = published.read(to, model)
         rows = results.table(kept, cells).to_pylist()
@@ -135,7 +137,7 @@ def compare(
         found, notes = published.compare(
             rows, theirs, lambda cell: results.predictions(kept, by_id[cell])
         )
-        _show(found, [*tables.notes(rows), *notes], format)
+        _show(found, list(dict.fromkeys([*tables.notes(rows), *notes])), format)
 
 
 @app.command()
@@ -166,6 +168,7 @@ def methods(name: Annotated[str, typer.Argument(help="One, with its settings.")]
         _console().print(shown)
         if not name:
             typer.echo("\ncost: how often an image passes through an encoder, per view")
+            typer.echo("none: the init itself, judged like any encoder")
 
 
 @app.command()

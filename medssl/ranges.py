@@ -36,7 +36,7 @@ Corruptions = Annotated[
     str,
     Range(
         lambda value: value == "own" or _families() >= set(value.split("+")),
-        "own, or families of corruptions.py with + between",
+        f"own, or of {', '.join(sorted(_families()))} with + between",
     ),
 ]
 

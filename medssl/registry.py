@@ -27,7 +27,8 @@ def known(kind: str, name: str) -> str:
     file = name.split("/")[0]
     if file not in names(kind):
         hint = f"; they are named FAMILY/NAME: medmnist/{file}?" if kind == "datasets" else ""
-        raise ValueError(f"no {file!r} among {kind}: choose from {', '.join(names(kind))}{hint}")
+        choices = ["none"] * (kind == "methods") + names(kind)
+        raise ValueError(f"no {file!r} among {kind}: choose from {', '.join(choices)}{hint}")
     return file
 
 

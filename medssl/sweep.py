@@ -79,7 +79,11 @@ def run(
     for cell in cells:
         todo.setdefault(cell.encoder.id, []).append(cell)
     say("starting Ray")
-    _connect()
+    with _ctrl_c(say) as asked, contextlib.suppress(KeyboardInterrupt):
+        _connect()  # whose own code may swallow the exception
+    if asked.is_set():
+        ray.shutdown()
+        return {}
     has = ray.cluster_resources()
     gpu = resources.gpu if resources.gpu is not None else float(has.get("GPU", 0) > 0)
     slots = resources.concurrent or _slots(has, resources.cpu, gpu)

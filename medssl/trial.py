@@ -490,8 +490,8 @@ def _contamination(target: str, test: Images, spec: EncoderSpec, store: Store, h
         found = audit.Overlap(*json.loads(kept))
         if found.same + found.near:
             said.append(
-                f"{found.same + found.near} of {found.images} test images of {target} are in the "
-                f"training split of {dataset}, {found.near} of them nearly"
+                f"{found.same + found.near} of {found.images} test images of {target} have a twin "
+                f"in the training split of {dataset}: {found.same} the same, {found.near} nearly"
             )
     return "; ".join(said)
 

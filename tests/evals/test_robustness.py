@@ -255,7 +255,7 @@ def test_what_changes_nothing_is_no_robustness():
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"corruptions": "jpge"}, "own, or families"),
+        ({"corruptions": "jpge"}, "own, or of black_corner"),
         ({"head": "knn"}, "one of linear_probe, finetune"),
     ],
 )
