@@ -3,10 +3,9 @@
     features of training images -> nine scores of an image -> test images of the target against
     those of the sets in `near` and `far`, each pair a binary question
 
-Nothing is chosen, so there is no validation. An image from elsewhere is normalised as the target's
-are: whoever judges it does not know where it is from. Neither knn nor ssd needs a label; residual,
-vim, msp, max_logit and energy ask the linear probe. Metrics are SCORE/METRIC:SET, with means over
-SCORE/METRIC:near, :far and all sets, SCORE/METRIC; auroc is the reference's, mahalanobis/auroc.
+Nothing is chosen: there is no validation. Strangers are normalised as the target's images are, for
+nobody knows where an image is from. knn and ssd need no label; residual and those of logits ask the
+linear probe. Metrics are SCORE/METRIC:SET, :near, :far, SCORE/METRIC; auroc is mahalanobis/auroc.
 Bundele et al. 2024, https://arxiv.org/abs/2412.19124; OpenOOD, https://arxiv.org/abs/2306.09301
 """
 
