@@ -191,6 +191,17 @@ def test_the_setting_is_chosen_on_validation_alone():
     assert (told(noise)["learning_rate"], told(noise)["weight_decay"]) != chosen
 
 
+def test_the_papers_grid_is_the_default(monkeypatch):
+    asked, held = [], splits("two classes")
+    real = _heads.train
+    monkeypatch.setattr(_heads, "train", lambda *a: asked.append(a) or real(*a[:5], 1, 64))
+    for config in (sgd_probe.Config(), sgd_probe.Config(epochs=7, batch_size=9, weight_decay=0)):
+        list(sgd_probe.evaluate(subject(held, "two classes"), config))
+    (_, _, seeds, settings, many, epochs, batch), other = asked
+    assert (len(seeds), settings, many, epochs, batch) == (5, GRID, False, 100, 256)
+    assert other[3:] == ([Setting(rate, 0.0) for rate in (0.1, 0.01, 0.001)], False, 7, 9)
+
+
 def test_every_head_is_told_and_their_mean_and_its_interval():
     held = splits("two classes")
     found = told(held, "two classes", fraction=0.05, heads=5)
