@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -34,6 +35,11 @@ DataOption = Annotated[
     typer.Option("--data", envvar="MEDMNIST_ROOT", help="Folder of the MedMNIST files."),
 ]
 STORE = Path("medssl-store")
+
+
+class Across(StrEnum):
+    labels = "labels"
+    target = "target"
 
 
 class Format(StrEnum):
@@ -89,6 +95,9 @@ def table(
         Path | None,
         typer.Option(help="File to write, which csv and parquet need; else to the terminal."),
     ] = None,
+    across: Annotated[
+        Across, typer.Option(help="target: a matrix, what was pretrained on down.")
+    ] = Across.labels,
     bootstrap: Annotated[
         int,
         typer.Option(
@@ -108,7 +117,7 @@ def table(
         from medssl.store import Store
 
         cells = planning.load(sweep).cells()
-        _table(cells, Store(store), metric, format, out, bootstrap, against)
+        _table(cells, Store(store), metric, format, out, bootstrap, against, across)
 
 
 @app.command()
@@ -406,6 +415,7 @@ def _table(
     out: Path | None,
     bootstrap: int = 0,
     against: str | None = None,
+    across: Across = Across.labels,
 ) -> None:
     from medssl import results
     from medssl.report import tables
@@ -448,6 +458,8 @@ def _table(
         notes += more
     else:
         found = tables.summaries(rows, metric)
+    if across is Across.target:
+        found = [matrix for one in found for matrix in tables.matrix(one)]
     _show(found, notes, format, out)
 
 
@@ -479,12 +491,12 @@ def _grid(table, width: int = 1000):
 
     shown = Table(title=table.title, box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     shown.title_style, shown.title_justify = "bold", "left"
-    for name in table.header:
-        number = name.endswith(("%", "-shot"))  # which is never cut: names fold before it
+    columns = list(zip(table.header, *table.rows, strict=True))
+    for name, *texts in columns:  # a number is never cut: names fold before it
+        number = any(re.match(r"[+-]?\d+\.\d", text) for text in texts)
         shown.add_column(
             name, justify="right" if number else "left", no_wrap=number, overflow="fold"
         )
-    columns = zip(table.header, *table.rows, strict=True)
     wide = sum(max(map(len, column)) + 1 for column in columns) > width
     for row in table.rows:
         shown.add_row(*(_plain(text.replace(" [", "\n[") if wide else text) for text in row))

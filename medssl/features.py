@@ -3,12 +3,13 @@
     uint8 images, uncropped -> normalised as in pretraining -> encoder in eval mode -> (N, D)
 
 The same normalisation as in pretraining, each image by its own set's training statistics: the
-reference code's differ between the two, which costs accuracy for no reason. What is to be told from
-the target is normalised as the target is: its own statistics would say where it is from.
+reference code's differ between the two, which costs accuracy for no reason. What comes from
+elsewhere, to be told apart or to be judged untrained, is normalised as the source is: its own
+statistics would say where it is from, and a model that meets it has none of it.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from medssl.evals import Change, Features
 
 # N images, B at a time, C channels, D features, K classes
 
-Load = Callable[..., Features]  # (dataset, split[, target to be seen as]) -> of the whole split
+Load = Callable[..., Features]  # (dataset, split, whose mean and spread) -> of the whole split
 
 
 @torch.no_grad()
@@ -60,7 +61,11 @@ def extract(
 
 
 class Judged:
-    """evals.Subject for one cell: a target dataset, and the share of its labels that is known."""
+    """evals.Subject for one cell: target and source, and the share of labels that is known.
+
+    `made` is shared by cells of one encoder and holds what the last of them made `once`; `alike` is
+    what two cells must have in common to share it.
+    """
 
     def __init__(
         self,
@@ -74,18 +79,22 @@ class Judged:
         images: Callable[[str, str], Images] | None = None,
         device: torch.device | None = None,
         seed: int = 0,
+        source: str = "",
+        alike: Hashable = None,
+        made: dict | None = None,
     ):
         self.task, self.target, self.seed = task, target, seed
-        self.live = False  # whether the encoder itself was asked for, and not its features alone
+        self.source = source or target
+        self.live = False  # whether a model ran here, and not features alone were asked for
         self.device = device or torch.device("cpu")
         self._encoder, self._load, self._images = encoder, load, images
         self._fraction, self._subset, self._each = label_fraction, subset_seed, each
+        self._alike, self._made = alike, made
         self._read: dict[str, Images] = {}  # splits, read once for as long as this cell lasts
 
     def features(self, split: str, dataset: str | None = None) -> Features:
         part = "train" if split == "unlabeled" else split
-        other = dataset not in (None, self.target)
-        whole = self._load(dataset, part, self.target) if other else self._load(self.target, part)
+        whole = self._load(dataset or self._of(split), part, self.source)
         if split == "unlabeled":
             return Features(whole.x_ND, torch.full_like(whole.t_NK, torch.nan))
         if split != "train" or (keep := self._known(whole.t_NK.numpy())) is None:
@@ -94,10 +103,16 @@ class Judged:
 
     def images(self, split: str) -> Images:
         if split not in self._read:
-            whole = self._images(self.target, split)
+            whole = self._images(self._of(split), split)
+            if self._of(split) != self.source:
+                like = self.images("val")
+                whole = whole.through(like.mean_DC, like.std_DC)
             keep = self._known(whole.t_NK) if split == "train" else None
             self._read[split] = whole if keep is None else whole.part(keep)
         return self._read[split]
+
+    def _of(self, split: str) -> str:
+        return self.target if split == "test" else self.source
 
     def _known(self, t_NK: np.ndarray) -> np.ndarray | None:
         """Which training images keep their label; None: all."""
@@ -105,9 +120,17 @@ class Judged:
             return shots(t_NK, self._each, self._subset)
         return subset(t_NK, self._fraction, self._subset) if self._fraction < 1 else None
 
+    def once(self, make: Callable[[], object]) -> object:
+        if self._made is None:
+            return make()
+        if self._alike not in self._made:
+            self._made.clear()
+            self._made[self._alike] = make()
+        return self._made[self._alike]
+
     def encoder(self) -> nn.Module:
-        self.live = True
         return copy.deepcopy(self._encoder()).to(self.device)
 
     def outputs(self, model: nn.Module, split: str, change: Change | None = None) -> Tensor:
+        self.live = True
         return extract(model, self.images(split), self.device, change=change)

@@ -185,7 +185,7 @@ def _needs_solo(method: str) -> bool:
 
 def _compares_nothing(cell: Cell) -> bool:
     """Whether the evaluation compares the target with other sets, and none is named."""
-    return bool(_sets(cell.eval)) and cell.datasets == (cell.target,)
+    return bool(_sets(cell.eval)) and not set(cell.datasets) - {cell.target, cell.source}
 
 
 def _sets(name: str) -> str:

@@ -52,7 +52,7 @@ ROW = pa.schema(
         ("encoder_versions", pa.string()),
         ("dataset_md5", pa.string()),  # of the files pretrained on
         ("task", pa.string()),  # MedMNIST's, of the target: what its scores mean
-        ("target_md5", pa.string()),  # of the files judged on, in the order of `Cell.datasets`
+        ("target_md5", pa.string()),  # of the files it read, in the order of `Cell.datasets`
         ("init_sha256", pa.string()),  # of the weights file, empty for random
         ("init_left_random", pa.string()),  # what of the encoder it did not hold: a stem
         ("device", pa.string()),  # where the features of the test split were made

@@ -1,6 +1,6 @@
 """What a result is a result of. A field belongs to a spec if changing it can change a number.
 
-    Sweep -> Cell(encoder: EncoderSpec, eval, target, label_fraction | shots, subset_seed)
+    Sweep -> Cell(encoder: EncoderSpec, eval, source, target, label_fraction | shots, subset_seed)
 
 Ids are hashes of content, so equal specs have equal names on any machine, running again is
 resuming, and an edited default renames exactly what it changes. Where a trial runs is `Resources`,
@@ -12,11 +12,11 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from numbers import Number
 
-from medssl import registry
+from medssl import datasets, registry
 from medssl.ranges import Weight, Whole, split
 
 Scalar = float | int | str | bool | tuple[str, ...]
@@ -25,7 +25,7 @@ Named = str | tuple[str, Mapping[str, Scalar]]  # "simclr", or ("simclr", {"temp
 
 INF = float("inf")
 NONE = "none"  # the method of zero epochs: the init itself, judged like any encoder
-SAME = "same"  # the target that is the encoder's own dataset
+SAME = "same"  # the target that is the encoder's own dataset; the source that is the target
 SUPERVISED = "supervised"  # an encoder that learned from labels, as the init of others
 OWN = "own"  # the view preset that is the method's default
 UNUSED = {  # of an encoder that no method pretrains
@@ -96,6 +96,8 @@ class _Content:
         flat = {k: v.id if isinstance(v, _Content) else v for k, v in values.items()}
         if isinstance(self, EncoderSpec) and (above := parent(self)):
             flat["init"] = f"{SUPERVISED}:{above.id}"  # whose own recipe is a part of this one's
+        if isinstance(self, Cell) and self.source == self.target:
+            del flat["source"]  # as ever: a cell keeps the name it had before there were sources
         text = json.dumps({type(self).__name__: flat}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -178,7 +180,8 @@ class Cell(_Content):
     encoder: EncoderSpec
     eval: str
     target: str  # the dataset it is judged on; the encoder's own, or another
-    label_fraction: float = 1.0  # of the target's training split, stratified and nested, in (0, 1]
+    source: str = SAME  # whose labels are learned, and whose images' mean and spread normalise
+    label_fraction: float = 1.0  # of the source's training split, stratified and nested, in (0, 1]
     shots: Whole = 0  # labelled images of each class instead; 0: label_fraction says
     subset_seed: Whole = 0  # draws which images those are; of no effect at 1.0
     settings: Settings = ()  # the evaluation's whole Config
@@ -186,6 +189,8 @@ class Cell(_Content):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.source == SAME:
+            object.__setattr__(self, "source", self.target)
         if not 0 < self.label_fraction <= 1:
             raise ValueError(
                 f"label_fraction={self.label_fraction}: a share of the labels in (0, 1], 0.01 is 1%"
@@ -200,9 +205,9 @@ class Cell(_Content):
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """All that it is judged on: the target, and the sets that its settings name."""
+        """All that it reads: the target, the source, and the sets that its settings name."""
         named = [n for _, value in self.settings if isinstance(value, tuple) for n in value]
-        return tuple(dict.fromkeys([self.target, *named]))
+        return tuple(dict.fromkeys([self.target, self.source, *named]))
 
 
 def labels(fraction: float, shots: int) -> str:
@@ -230,7 +235,7 @@ class Sweep:
 
     `drop` names combinations that make no sense: {"why": lambda cell: True where it is dropped};
     `medssl plan` lists them with their reason. A method that cannot train a backbone (MAE on a
-    ResNet) is dropped by itself.
+    ResNet), and a source whose classes are not the target's, are dropped by themselves.
     """
 
     name: str  # of the MLflow experiment and the exported table
@@ -252,6 +257,7 @@ class Sweep:
     seed: int | Sequence[int] = 0
     eval: Named | Sequence[Named] = ("knn", "linear_probe")
     target: str | Sequence[str] = SAME
+    source: str | Sequence[str] = SAME  # of labels; another set's: judged on the target untrained
     label_fraction: float | Sequence[float] = (0.01, 0.1, 1.0)
     shots: int | Sequence[int] = ()  # cells beside those of the fractions: 5 labels of each class
     subset_seed: int | Sequence[int] = 0
@@ -278,7 +284,7 @@ class Sweep:
             for cell in self._cells_of(encoder):
                 if cell.id not in seen:
                     seen.add(cell.id)
-                    yield cell, _unfit(encoder.method, encoder.backbone) or self._why(cell)
+                    yield cell, _unfit(cell) or self._why(cell)
 
     def _why(self, cell: Cell) -> str | None:
         """The first reason of `drop` that holds for the cell, or None."""
@@ -311,7 +317,8 @@ class Sweep:
                 yield EncoderSpec(method=name, recipe=recipe, **spec)
 
     def _cells_of(self, encoder: EncoderSpec) -> Iterator[Cell]:
-        for target, named in product(_several(self.target), _several(self.eval)):
+        axes = map(_several, (self.target, self.source, self.eval))
+        for target, source, named in product(*axes):
             known = [(fraction, 0) for fraction in _several(self.label_fraction)]
             known += [(1.0, shots) for shots in _several(self.shots)]
             for (fraction, shots), subset in product(known, _several(self.subset_seed)):
@@ -319,6 +326,7 @@ class Sweep:
                     encoder=encoder,
                     eval=_name(named),
                     target=encoder.dataset if target == SAME else target,
+                    source=source,
                     label_fraction=fraction,
                     shots=shots,
                     subset_seed=0 if (fraction, shots) == (1, 0) else subset,
@@ -326,13 +334,24 @@ class Sweep:
                 )
 
 
-def _unfit(method: str, backbone: str) -> str | None:
-    """Why the method cannot train the backbone, or None."""
-    if method == NONE or not (able := registry.attribute("methods", method, "backbones")):
-        return None
-    if backbone.partition("/")[0] in able:
-        return None
-    return f"{method} trains {' and '.join(able)} alone"
+def _unfit(cell: Cell) -> str | None:
+    """Why the method cannot train the backbone, or the source not serve the target; or None."""
+    method, family = cell.encoder.method, cell.encoder.backbone.partition("/")[0]
+    able = method != NONE and registry.attribute("methods", method, "backbones")
+    if able and family not in able:
+        return f"{method} trains {' and '.join(able)} alone"
+    if not _agree(cell.source, cell.target):
+        return f"the classes of {cell.source} are not those of {cell.target}"
+    return None
+
+
+@cache
+def _agree(source: str, target: str) -> bool:
+    """Whether labels of both mean the same; a wrong name is for the plan to say."""
+    try:
+        return source == target or datasets.labels(source) == datasets.labels(target)
+    except ValueError:
+        return True
 
 
 def _several(axis) -> list:

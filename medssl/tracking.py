@@ -210,7 +210,8 @@ def _metric(cell: Cell, metric: str) -> str:
     changed = dict(set(cell.settings) - set(settings("evals", cell.eval)))
     name += "".join(f" {k} {_told(v)}" for k, v in sorted(changed.items()))
     name += f" subset {cell.subset_seed}" if cell.subset_seed else ""
-    return name + (f" {_safe(cell.target)}" if cell.target != cell.encoder.dataset else "")
+    name += f" {_safe(cell.target)}" if cell.target != cell.encoder.dataset else ""
+    return name + (f" learned on {_safe(cell.source)}" if cell.source != cell.target else "")
 
 
 def _told(value: Scalar) -> str:

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -328,30 +329,43 @@ def evaluate(
     An error that can pass is raised at the end, when the other cells are done; the device's is
     raised at once, for nothing on it works after one.
     """
-    failed, passing, size = [], None, cells[0].encoder.image_size
-    load, sources = _features_once(made, cells[0].encoder, store, here, progress)
+    failed, passing, spec = [], None, cells[0].encoder
+    md5s: dict[tuple[str, str], str] = {}
+    kept_once: dict = {}
+
+    def images(dataset: str, split: str) -> Images:
+        found = datasets.load(dataset, split, spec.image_size, here.data)
+        md5s[dataset, split] = found.md5
+        return found
+
+    load, tests = _features_once(made, spec, images, store, here, progress)
+    leaks = cache(lambda target, source: _contamination(target, source, spec, images, store, here))
 
     def subject_of(cell: Cell) -> Judged:
         return Judged(
             lambda: made.encoder,
             load,
             cell.target,
-            sources[cell.target].task,
+            tests[cell.target, cell.source].task,
             cell.label_fraction,
             cell.subset_seed,
             cell.shots,
-            images=lambda dataset, split: datasets.load(dataset, split, size, here.data),
+            images=images,
             device=here.device,
-            seed=cell.encoder.seed,
+            seed=spec.seed,
+            source=cell.source,
+            alike=_learned(cell),
+            made=kept_once,
         )
 
     begun: dict[str, Begun] = {}
-    for cell in cells:
+    alike = dict.fromkeys(map(_learned, cells))
+    for cell in sorted(cells, key=lambda cell: list(alike).index(_learned(cell))):
         progress.publish("evaluating", every_s=PUBLISH_S)
         began = time.perf_counter()
         try:
-            target = load(cell.target, "test")
-            module, source = registry.load("evals", cell.eval), sources[cell.target]
+            target = load(cell.target, "test", cell.source)
+            module, test = registry.load("evals", cell.eval), tests[cell.target, cell.source]
             if cell.id not in begun:
                 subjects = {kin.id: subject_of(kin) for kin in _kin(cell, cells, module)}
                 config, paused = module.Config(**dict(cell.settings)), time.perf_counter()
@@ -363,15 +377,15 @@ def evaluate(
             metrics = {k: v for k, v in found.items() if k not in arrays}
             arrays["target"] = target.t_NK.numpy().astype(np.uint8)
             seen = {
-                "task": source.task,
-                "target_md5": " ".join(sources[s].md5 for s in cell.datasets if s in sources),
-                "contamination": source.contamination,
+                "task": test.task,
+                "target_md5": " ".join(md5s[read] for read in _read(cell) if read in md5s),
+                "contamination": leaks(cell.target, cell.source),
                 "code": here.code,
                 "versions": versions(),
                 "eval_s": share_s + time.perf_counter() - began,
                 "finished_at": datetime.now(UTC),
             }
-            where = device.describe(here.device) if subject.live else source.where
+            where = device.describe(here.device) if subject.live else test.where
             results.save(store, cell, metrics, arrays, made.about | where | seen)
             progress.cells_done += 1
         except torch.AcceleratorError:
@@ -388,6 +402,18 @@ def evaluate(
     return failed
 
 
+def _learned(cell: Cell) -> tuple:
+    """What two cells of one encoder share if they differ in their target alone."""
+    return cell.eval, cell.settings, cell.source, cell.labels, cell.subset_seed
+
+
+def _read(cell: Cell) -> list[tuple[str, str]]:
+    """The splits by which a row names the files it read: test, but of a source that is no target's
+    what is learned from."""
+    source = cell.source if cell.source != cell.target else None
+    return [(name, "train" if name == source else "test") for name in cell.datasets]
+
+
 class Begun(NamedTuple):
     """The evaluation of a cell, of which some may be done."""
 
@@ -401,7 +427,7 @@ def _kin(cell: Cell, cells: Sequence[Cell], module: ModuleType) -> list[Cell]:
     judge such together; else itself."""
 
     def asked(of: Cell) -> tuple:
-        return of.eval, of.settings, of.target
+        return of.eval, of.settings, of.source, of.target
 
     return [c for c in cells if asked(c) == asked(cell)] if hasattr(module, "together") else [cell]
 
@@ -427,37 +453,44 @@ def _begin(
     return {cell: Begun(subject, evaluated, share_s) for cell, subject, evaluated in of_each}
 
 
-class Source(NamedTuple):
+class Test(NamedTuple):
     """Of the features of a test split: what its rows say."""
 
     task: str
-    md5: str  # of the images' file
     where: dict  # device, precision and threads that made the features
-    contamination: str  # of its images among those learned from
-    statistics: tuple[np.ndarray, np.ndarray]  # mean_DC and std_DC, its own
 
 
 def _features_once(
-    made: Made, spec: EncoderSpec, store: Store, here: Here, progress: Progress
-) -> tuple[Callable[..., Features], dict[str, Source]]:
-    """(dataset, split) -> features, extracted once, then from memory or the store; and, of every
-    dataset whose test split was asked for, its `Source`.
+    made: Made,
+    spec: EncoderSpec,
+    images: Callable[[str, str], Images],
+    store: Store,
+    here: Here,
+    progress: Progress,
+) -> tuple[Callable[..., Features], dict[tuple[str, str], Test]]:
+    """(dataset, split, source) -> features of images that are normalised as the source's, extracted
+    once, then from memory or the store; and, of every (dataset, source) whose test split was asked
+    for, its `Test`.
 
-    (dataset, split, target) are features of images that are taken for the target's, whose test
-    split was asked for before. The file's name holds what the features depend on: images, whose
-    normalisation, encoder file, and the code's version.
+    The file's name holds what the features depend on: images, whose normalisation, encoder file,
+    and the code's version.
     """
-    held: dict[tuple[str, str, str | None], Features] = {}
-    sources: dict[str, Source] = {}
+    held: dict[tuple[str, str, str], Features] = {}
+    tests: dict[tuple[str, str], Test] = {}
 
-    def load(dataset: str, split: str, target: str | None = None) -> Features:
-        if (dataset, split, target) in held:
-            return held[dataset, split, target]
-        one = datasets.load(dataset, split, spec.image_size, here.data)
-        seen, statistics = f"{one.md5[:12]}-{split}", (one.mean_DC, one.std_DC)
-        if target:
-            seen += f"-as-{sources[target].md5[:12]}"
-            one = one.through(*sources[target].statistics)
+    @cache
+    def like(source: str) -> tuple[str, np.ndarray, np.ndarray]:
+        one = images(source, "test")
+        return one.md5[:12], one.mean_DC, one.std_DC
+
+    def load(dataset: str, split: str, source: str) -> Features:
+        if (dataset, split, source) in held:
+            return held[dataset, split, source]
+        one = images(dataset, split)
+        seen = f"{one.md5[:12]}-{split}"
+        if source != dataset:
+            md5, *statistics = like(source)
+            seen, one = f"{seen}-as-{md5}", one.through(*statistics)
         name = f"{seen}-{made.digest}-v{Cell.eval_version}"
         name = f"features/{spec.id}/{name}.safetensors"
 
@@ -468,21 +501,27 @@ def _features_once(
             kept = features.extract(made.encoder, one, here.device), device.describe(here.device)
             header = {"medssl": json.dumps(kept[1])}
             store.write(name, safetensors.torch.save({"x_ND": kept[0]}, header))
-        if split == "test" and (target is None or dataset not in sources):
-            leaks = _contamination(dataset, one, spec, store, here) if target is None else ""
-            sources[dataset] = Source(one.task, one.md5, kept[1], leaks, statistics)
-        held[dataset, split, target] = Features(kept[0], torch.from_numpy(one.t_NK))
-        return held[dataset, split, target]
+        if split == "test":
+            tests[dataset, source] = Test(one.task, kept[1])
+        held[dataset, split, source] = Features(kept[0], torch.from_numpy(one.t_NK))
+        return held[dataset, split, source]
 
-    return load, sources
+    return load, tests
 
 
-def _contamination(target: str, test: Images, spec: EncoderSpec, store: Store, here: Here) -> str:
-    """A sentence for each training split, the target's and the encoder's, that holds test images;
+def _contamination(
+    target: str,
+    source: str,
+    spec: EncoderSpec,
+    images: Callable[[str, str], Images],
+    store: Store,
+    here: Here,
+) -> str:
+    """A sentence for each training split, the source's and the encoder's, that holds test images;
     counted once for a store."""
-    said = []
-    for dataset in dict.fromkeys([target] if spec.method == NONE else [target, spec.dataset]):
-        train = datasets.load(dataset, "train", spec.image_size, here.data)
+    said, test = [], images(target, "test")
+    for dataset in dict.fromkeys([source] if spec.method == NONE else [source, spec.dataset]):
+        train = images(dataset, "train")
         name = f"audits/{train.md5[:12]}-{test.md5[:12]}-v{audit.VERSION}.json"
         if (kept := store.read(name)) is None:
             kept = json.dumps(audit.overlap(train, test, here.device)).encode()

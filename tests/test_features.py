@@ -150,7 +150,7 @@ def test_on_a_gpu_an_exact_look_is_that_of_float64(images):
 def test_a_judged_encoder_sees_few_labels_of_train_and_all_of_the_rest():
     t_NK = torch.eye(2).repeat(50, 1)
     held = {s: Features(torch.arange(100.0)[:, None], t_NK) for s in ("train", "val", "test")}
-    subject = Judged(lambda: None, lambda d, s: held[s], "a/1", "binary-class", 0.1, 3)
+    subject = Judged(lambda: None, lambda d, s, source: held[s], "a/1", "binary-class", 0.1, 3)
     assert len(subject.features("train").x_ND) == 10
     assert len(subject.features("val").x_ND) == len(subject.features("test").x_ND) == 100
     unlabeled = subject.features("unlabeled")

@@ -100,6 +100,17 @@ def test_files_of_sets_that_settings_name_are_asked_for(tmp_path):
     assert [("derma" in s, "blood" in s) for s in failed] == [(False, True), (True, False)]
 
 
+def test_the_file_of_a_source_is_asked_for_and_its_name_is_checked(tmp_path):
+    asked = grid(target="medmnist/organcmnist", source="medmnist/organamnist", eval="knn")
+    found = plan.make(asked, Store(tmp_path), tmp_path)
+    assert found.problems == []
+    assert [f"organ{x}mnist.npz" in s for s, x in zip(found.absent, "ac", strict=True)] == [
+        True
+    ] * 2
+    (told,) = plan.make(grid(source="medmnist/organmnist"), Store(tmp_path), tmp_path).problems
+    assert told.startswith("no 'organmnist' in medmnist: choose from")
+
+
 def test_a_list_that_serves_every_target_leaves_each_of_them_out(tmp_path):
     sets = ["phantom/cells", "phantom/xray"]
     found = plan.make(grid(dataset=sets, eval=("ood", {"far": sets})), Store(tmp_path), None)

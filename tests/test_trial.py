@@ -5,12 +5,14 @@ import json
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import safetensors
 import torch
 
 from medssl import backbones, results, trial, weights
-from medssl.evals import _heads, _training, knn, sgd_probe
+from medssl.evals import _heads, _training, finetune, knn, linear_probe, sgd_probe
+from medssl.features import Judged
 from medssl.pretrain import initial
 from medssl.report import tables
 from medssl.spec import Sweep, parent, settings
@@ -24,7 +26,8 @@ def _small(request):
         request.getfixturevalue("tiny_vits")
 
 
-QUICK = settings("evals", ("finetune", {"epochs": 1, "updates": 4}))
+QUICK_TUNE = ("finetune", {"epochs": 1, "updates": 4})
+QUICK = settings("evals", QUICK_TUNE)
 HERE = trial.Here(torch.device("cpu"), code="test")
 
 
@@ -703,6 +706,73 @@ def test_a_stranger_is_seen_as_the_targets_images_are(tmp_path, counted, monkeyp
         ("ood", "phantom/lesions"): f"{lesions} {other} {xray}",
         ("ood", "phantom/xray"): f"{xray} {other}",
     }
+
+
+HOME, AWAY = "phantom/lesions", "phantom/lesions-elsewhere"
+
+
+def test_a_model_of_the_source_is_judged_on_the_target_as_it_is(tmp_path):
+    """Its labels, its validation, its mean and spread: of the target, test images alone."""
+    store = Store(tmp_path)
+    grid = {"method": "none", "label_fraction": 0.1, "target": AWAY, "source": HOME}
+    cells = sweep(**grid, eval=["linear_probe", QUICK_TUNE]).cells()
+    trial.run(cells, store, HERE)
+    encoder = trial.encoder_of(
+        cells[0].encoder, store, HERE, trial.Progress(store, cells[0].encoder, 1)
+    ).encoder
+    home = {s: trial.datasets.load(HOME, s, 28) for s in ("train", "val", "test")}
+    away = trial.datasets.load(AWAY, "test", 28)
+    seen = replace(away, mean_DC=home["val"].mean_DC, std_DC=home["val"].std_DC)
+
+    def features(images):
+        made = trial.features.extract(encoder, images, HERE.device)
+        return trial.Features(made, torch.from_numpy(images.t_NK))
+
+    held = {s: features(images) for s, images in home.items()} | {"test": features(seen)}
+    alone = Judged(lambda: encoder, lambda d, s, source: held[s], "any", "binary-class", 0.1)
+    expected = dict(linear_probe.evaluate(alone, linear_probe.Config()))
+    kept = results.predictions(store, cells[0])
+    np.testing.assert_allclose(kept["scores"], expected["scores"], rtol=1e-5)
+    np.testing.assert_array_equal(kept["target"], away.t_NK)
+    rows = results.table(store, cells).to_pylist()
+    assert {r["value"] for r in rows if r["metric"] == "val_auroc"} >= {expected["val_auroc"]}
+    assert {r["target_md5"] for r in rows} == {f"{away.md5} {home['train'].md5}"}
+
+
+def test_what_was_learned_is_learned_once_for_all_targets(tmp_path, monkeypatch):
+    fitted, real = [], finetune.fit
+    monkeypatch.setattr(finetune, "fit", lambda *a: fitted.append(1) or real(*a))
+    grid = {"method": "none", "eval": QUICK_TUNE, "source": ["same", HOME]}
+    cells = sweep(**grid, target=[HOME, AWAY], label_fraction=[0.1, 1.0]).cells()
+    assert len(cells) == 6
+    trial.run(cells, Store(tmp_path / "all"), HERE)
+    assert len(fitted) == 4  # from the one or from the other, with few labels or all
+    for cell in cells:
+        trial.run([cell], Store(tmp_path / "each"), HERE)
+    values = [
+        results.table(Store(tmp_path / n), cells)["value"].to_pylist() for n in ("all", "each")
+    ]
+    assert values[0] == values[1]
+
+
+def test_the_twins_that_count_are_those_in_what_was_learned_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial.audit, "NEAR", 9.0)  # everything is a twin
+    cells = sweep(method="none", eval="knn", label_fraction=1.0, target=AWAY, source=HOME).cells()
+    trial.run(cells, Store(tmp_path), HERE)
+    (told,) = {r["contamination"] for r in results.table(Store(tmp_path), cells).to_pylist()}
+    assert told.startswith(f"600 of 600 test images of {AWAY} have a twin in the training split of")
+    assert f"split of {HOME}:" in told
+    assert told.count("twin") == 1
+
+
+def test_strangers_are_told_from_the_target_as_the_source_sees_both(tmp_path):
+    store = Store(tmp_path)
+    grid = {"method": "none", "label_fraction": 1.0, "target": AWAY, "source": HOME}
+    sets = {"far": [HOME, AWAY, "phantom/xray"]}
+    cells = sweep(**grid, eval=("ood", sets)).cells()
+    trial.run(cells, store, HERE)
+    metrics = results.table(store, cells)["metric"].to_pylist()
+    assert {m.partition(":")[2] for m in metrics} == {"", "far", "phantom/xray"}
 
 
 def test_detection_is_measured_kept_and_the_same_from_features_of_the_store(tmp_path):

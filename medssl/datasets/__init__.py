@@ -94,6 +94,15 @@ def ready(name: str, size: int, root: Path | None = None) -> None:
             raise ValueError(problems[0])
 
 
+def labels(name: str) -> tuple[str, tuple[str, ...]]:
+    """The task of a dataset and its classes, from no file; ValueError for an unknown name."""
+    family, members = parts(name)
+    module = registry.load("datasets", family)
+    if unknown := [member for member in members if member not in module.names()]:
+        raise ValueError(f"no {unknown[0]!r} in {family}: choose from {', '.join(module.names())}")
+    return _united({member: module.labels(member) for member in members})
+
+
 def parts(name: str) -> tuple[str, list[str]]:
     """("medmnist", ["organamnist", "organcmnist"]) of "medmnist/organamnist+organcmnist"."""
     family = registry.known("datasets", name)
@@ -128,14 +137,23 @@ def _union(members: list[str], found: list[Images]) -> Images:
     def widen(a: np.ndarray) -> np.ndarray:  # grey beside colour becomes colour
         return np.broadcast_to(a, (*a.shape[:-1], channels))
 
-    many = any(images.task.startswith("multi-label") for images in found)
+    task, classes = _united({m: (i.task, i.classes) for m, i in zip(members, found, strict=True)})
     return Images(
         x_NHWC=np.concatenate([widen(images.x_NHWC) for images in found]),
         t_NK=t_NK,
-        task="multi-label, binary-class" if many else "multi-class",
-        classes=tuple(f"{m}: {c}" for m, i in zip(members, found, strict=True) for c in i.classes),
+        task=task,
+        classes=classes,
         mean_DC=np.concatenate([widen(images.mean_DC) for images in found]),
         std_DC=np.concatenate([widen(images.std_DC) for images in found]),
         domain_N=np.repeat(np.arange(len(found)), [len(images) for images in found]),
         md5=hashlib.md5("+".join(i.md5 for i in found).encode()).hexdigest(),
     )
+
+
+def _united(of: dict[str, tuple[str, tuple[str, ...]]]) -> tuple[str, tuple[str, ...]]:
+    """Task and classes of a union, by those of its members; of one member its own."""
+    if len(of) == 1:
+        return next(iter(of.values()))
+    many = any(task.startswith("multi-label") for task, _ in of.values())
+    classes = tuple(f"{member}: {name}" for member, (_, names) in of.items() for name in names)
+    return "multi-label, binary-class" if many else "multi-class", classes

@@ -25,7 +25,7 @@ SIZES = (28, 64, 128, 224)  # pixels
 
 def load(variant: str, split: str, size: int, root: Path | None = None) -> Images:
     """One split of one official file, which is fetched first where it is absent and reachable."""
-    info = _info(variant)
+    info, (task, classes) = _info(variant), labels(variant)
     path, md5 = ready(variant, size, root)
     with np.load(path) as archive:
         x_NHWC = _channels(archive[f"{split}_images"])
@@ -34,13 +34,19 @@ def load(variant: str, split: str, size: int, root: Path | None = None) -> Image
     return Images(
         x_NHWC=x_NHWC,
         t_NK=_targets(label_NL, info),
-        task=info["task"],
-        classes=tuple(info["label"].values()),
+        task=task,
+        classes=classes,
         mean_DC=mean_1C,
         std_DC=std_1C,
         domain_N=np.zeros(len(x_NHWC), np.int64),
         md5=md5,
     )
+
+
+def labels(variant: str) -> tuple[str, tuple[str, ...]]:
+    """Its task and the names of its classes."""
+    info = _info(variant)
+    return info["task"], tuple(info["label"].values())
 
 
 def check(variant: str, size: int, root: Path | None = None) -> list[str]:

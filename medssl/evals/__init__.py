@@ -34,12 +34,13 @@ class Subject(Protocol):
     """A pretrained encoder and its data. Features are extracted once, for every evaluation."""
 
     seed: int  # the encoder's, for what an evaluation draws: seeds are to differ in all of it
-    target: str  # the dataset that it is judged on
+    source: str  # the dataset whose labels are learned; mostly the target
+    target: str  # the dataset that it is judged on: by "test", where "train" and "val" are source's
     device: torch.device  # the trial's; features are on the host
     task: str  # MedMNIST's: "multi-class", "binary-class", "multi-label, binary-class", ...
 
     def features(self, split: str, dataset: str | None = None) -> Features:
-        """Frozen features of the target, or of another dataset normalised as the target is.
+        """Frozen features, or those of another dataset's split; all normalised as the source is.
 
         "train" is cut to the cell's label fraction; "unlabeled" is the whole training split, its
         targets withheld (NaN); "val" and "test" are whole.
@@ -47,7 +48,11 @@ class Subject(Protocol):
         ...
 
     def images(self, split: str) -> Images:
-        """The target's images; "train" is cut to the cell's label fraction."""
+        """The images themselves; "train" is cut to the cell's label fraction."""
+        ...
+
+    def once(self, make: Callable[[], object]) -> object:
+        """What `make` gives, made once for cells that differ in their target alone."""
         ...
 
     def encoder(self) -> nn.Module:

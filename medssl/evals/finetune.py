@@ -40,7 +40,7 @@ class Config:
 
 
 def evaluate(subject: Subject, config: Config) -> Iterator:
-    model, best_step = fit(subject, config)
+    model, best_step = subject.once(lambda: fit(subject, config))
     yield "best_update", float(best_step)
     many = subject.task.startswith("multi-label")
 

@@ -28,7 +28,7 @@ class Config:
 
 
 def evaluate(subject: Subject, config: Config) -> Iterator:
-    line = drawn(subject, config)
+    line = subject.once(lambda: drawn(subject, config))
     yield "penalty", line.penalty
     yield from judge(subject, line.scores)
 

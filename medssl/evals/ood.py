@@ -3,7 +3,7 @@
     features of training images -> nine scores of an image -> test images of the target against
     those of the sets in `near` and `far`, each pair a binary question
 
-Nothing is chosen: there is no validation. Strangers are normalised as the target's images are, for
+Nothing is chosen: there is no validation. Strangers are normalised as the source's images are, for
 nobody knows where an image is from. knn and ssd need no label; residual and those of logits ask the
 linear probe. Metrics are SCORE/METRIC:SET, :near, :far, SCORE/METRIC; auroc is mahalanobis/auroc.
 Bundele et al. 2024, https://arxiv.org/abs/2412.19124; OpenOOD, https://arxiv.org/abs/2306.09301
@@ -37,8 +37,8 @@ class Config:
 
 def evaluate(subject: Subject, config: Config) -> Iterator:
     """Metrics; and a float32 score of every image, "SCORE" (N,) and, of a set, "SCORE:SET"."""
-    named = {"near": config.near, "far": config.far}
-    groups = {k: [name for name in v if name != subject.target] for k, v in named.items()}
+    own, named = (subject.source, subject.target), {"near": config.near, "far": config.far}
+    groups = {k: [name for name in v if name not in own] for k, v in named.items()}
     sets = list(dict.fromkeys(groups["near"] + groups["far"]))
     if not sets:
         raise ValueError(f"ood has nothing to tell from {subject.target}: name sets in near or far")

@@ -46,7 +46,7 @@ def evaluate(subject: Subject, config: Config) -> Iterator:
         raise ValueError(
             f"saturate changes nothing on {subject.target}, which is grey: leave it out"
         )
-    model, scores = head(subject, config)
+    model, scores = subject.once(lambda: head(subject, config))
 
     def measured(change: Change | None = None) -> dict[str, float]:
         scores_NK = scores(subject.outputs(model, "test", change))

@@ -35,6 +35,8 @@ def _labels(axes, rows: list[dict]) -> None:
     }
     for row in rows:
         name = row["eval"] + (f" on {row['target']}" if row["target"] != row["dataset"] else "")
+        if row["source"] not in (None, row["target"]):
+            name += f" learned on {row['source']}"
         if len(settings[row["eval"]]) > 1:
             name += f" {row['settings']}"
         lines.setdefault(name, {}).setdefault(row["label_fraction"], []).append(row["value"])

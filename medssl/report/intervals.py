@@ -24,7 +24,7 @@ from medssl.report import tables
 from medssl.report.tables import RECIPE, Grid, Known, Summary
 from medssl.spec import NONE
 
-START = "target", "dataset", "backbone", "init", "image_size"  # shared with the baseline
+START = "target", "source", "dataset", "backbone", "init", "image_size"  # shared with the baseline
 ALPHA = 0.05
 Place = tuple[tuple[str, ...], Known]  # of a number in its table
 

@@ -104,7 +104,11 @@ def compare(
 
 def _same(row: dict, one: Published, metric: str) -> bool:
     dataset = row["target"].rpartition("/")[2]
-    return (dataset, metric) == (one.dataset, one.metric) and one.size in (None, row["image_size"])
+    return (
+        row["source"] in (None, row["target"])
+        and (dataset, metric) == (one.dataset, one.metric)
+        and one.size in (None, row["image_size"])
+    )
 
 
 def _beside(rows: list[dict], one: Published, kept: Predictions) -> list[str]:

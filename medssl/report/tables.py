@@ -14,11 +14,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from medssl.spec import NONE, EncoderSpec, labels
+from medssl.spec import NONE, SAME, EncoderSpec, labels
 
 RECIPE = ("views", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay")
 RECIPE += ("warmup_epochs", "sampling", "early_stop", "train_images")
-AXES = ("target", "dataset", "backbone", "init", "image_size", *RECIPE, "method", "recipe")
+AXES = (
+    "target",
+    "source",
+    "dataset",
+    "backbone",
+    "init",
+    "image_size",
+    *RECIPE,
+    "method",
+    "recipe",
+)
 NOTED = ("backbone", "init", "image_size", *RECIPE)  # in the caption, where all share them
 QUIET = {
     axis: str(getattr(EncoderSpec, axis)) for axis in RECIPE[-3:]
@@ -133,6 +143,45 @@ def summary(
     )
 
 
+def matrix(table: Summary) -> list[Summary]:
+    """The same numbers with targets across, a table for each share of the labels.
+
+    A line is what was pretrained, and on what; * marks the target that this was. A table without
+    targets stays as it is.
+    """
+    if "target" not in table.header:
+        return [table]
+    axes = [axis for axis in table.header if axis in AXES and axis != "target"]
+    axes.sort(key=["dataset", "source"].__contains__)  # which are compared, so next to the numbers
+    found: dict[str, dict[tuple[str, ...], dict[str, str]]] = {}
+    for row in table.rows:
+        entries = dict(zip(table.header, row, strict=True))
+        target, line = entries.pop("target"), tuple(entries.pop(axis) for axis in axes)
+        own = " *" * (dict(zip(axes, line, strict=True)).get("dataset") == target)
+        for known, text in entries.items():
+            found.setdefault(known, {}).setdefault(line, {})[target] = text + own * (text != "-")
+    targets = list(dict.fromkeys(row[table.header.index("target")] for row in table.rows))
+    said = "; * pretrained on this set's images" * ("dataset" in axes)
+    return [
+        Summary(
+            title=f"{table.title}, {known} of the labels, by target",
+            header=[*axes, *(target.rpartition("/")[2] for target in targets)],
+            rows=[
+                [*line, *(of_line.get(target, "-") for target in targets)]
+                for line, of_line in sorted(lines.items(), key=_by_appearance(lines))
+            ],
+            caption=table.caption + said,
+        )
+        for known, lines in found.items()
+    ]
+
+
+def _by_appearance(lines: Iterable[tuple[str, ...]]) -> Callable:
+    """A key that sorts lines by their first entry, then the next, as these first appeared."""
+    orders = [list(dict.fromkeys(of_axis)) for of_axis in zip(*lines, strict=True)]
+    return lambda item: [order.index(x) for order, x in zip(orders, item[0], strict=True)]
+
+
 def value(rows: Iterable[dict]) -> float:
     """The number of a table: the mean over pretraining seeds, each the mean over its subsets."""
     return mean(_values(rows))
@@ -209,6 +258,8 @@ def _varies(rows: list[dict], axis: str) -> bool:
     """Whether the axis tells two rows of the table apart that nothing else does."""
     if axis == "dataset":
         return any(row["target"] != row["dataset"] for row in rows)
+    if axis == "source":
+        return any(_text(row, axis) != SAME for row in rows)
     values = defaultdict(set)
     for row in rows:
         if not (axis in RECIPE and row["method"] == NONE):
@@ -223,6 +274,8 @@ def _shared(rows: list[dict], axis: str) -> str:
 
 def _text(row: dict, axis: str) -> str:
     value = row[axis]
+    if axis == "source" and value in (None, row["target"]):  # None in a store of before
+        return SAME
     if axis in RECIPE and row["method"] == NONE:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -11,7 +11,7 @@ from medssl.features import Judged
 def test_test_and_validation_are_not_traded():
     t_NK = torch.eye(2).repeat(50, 1)
     held = {"test": Features(t_NK, t_NK), "val": Features(1 - t_NK[:60], t_NK[:60])}
-    subject = Judged(lambda: None, lambda d, s: held[s], "a/1", "binary-class")
+    subject = Judged(lambda: None, lambda d, s, source: held[s], "a/1", "binary-class")
     found = dict(judge(subject, lambda x_ND: x_ND))
     assert (found["auroc"], found["val_auroc"]) == (1.0, 0.0)
     assert (found["accuracy"], found["val_accuracy"]) == (1.0, 0.0)
@@ -26,7 +26,7 @@ def test_temperature_and_threshold_are_chosen_on_validation_and_used_on_test():
     val = Features(torch.stack([1 - p_N, p_N], 1), torch.stack([~val_N, val_N], 1).float())
     test = Features(val.x_ND[:500] ** 3, torch.eye(2)[(p_N[:500] > 0.5).long()])
     held = {"test": test, "val": val}
-    subject = Judged(lambda: None, lambda d, s: held[s], "a/1", "binary-class")
+    subject = Judged(lambda: None, lambda d, s, source: held[s], "a/1", "binary-class")
     found = dict(judge(subject, lambda x_ND: x_ND))
     assert abs(found["temperature"] - 1) < 0.1
     assert found["ece_scaled"] != found["ece"]

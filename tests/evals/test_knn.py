@@ -24,7 +24,7 @@ def held(n: int = 400, classes: int = 3, noise: float = 1.5) -> dict[str, Featur
 
 
 def scores(splits: dict[str, Features], **given) -> dict:
-    subject = Judged(lambda: None, lambda d, s: splits[s], "a/1", "multi-class")
+    subject = Judged(lambda: None, lambda d, s, source: splits[s], "a/1", "multi-class")
     return dict(knn.evaluate(subject, knn.Config(**given)))
 
 

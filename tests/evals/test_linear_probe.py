@@ -49,7 +49,7 @@ def test_the_penalty_is_strong_where_validation_says_that_nothing_can_be_learned
             "val": Features(x_ND.float(), F.one_hot(y_val).float()),
             "test": Features(x_ND.float(), F.one_hot(y_N).float()),
         }
-        subject = Judged(lambda: None, lambda d, s: held[s], "a/1", "multi-class")
+        subject = Judged(lambda: None, lambda d, s, source: held[s], "a/1", "multi-class")
         return dict(linear_probe.evaluate(subject, linear_probe.Config()))["penalty"]
 
     assert chosen(noise) > 10 * chosen(y_N)
@@ -61,7 +61,7 @@ def test_the_scale_of_a_feature_does_not_matter():
 
     def scores(x):
         held = dict.fromkeys(("train", "val", "test"), Features(x, F.one_hot(y_N).float()))
-        subject = Judged(lambda: None, lambda d, s: held[s], "a/1", "multi-class")
+        subject = Judged(lambda: None, lambda d, s, source: held[s], "a/1", "multi-class")
         return dict(linear_probe.evaluate(subject, linear_probe.Config()))["scores"]
 
     np.testing.assert_allclose(scores(x_ND), scores(x_ND * scale_D), atol=1e-3)

@@ -155,7 +155,7 @@ def splits(kind: str, noise: float = 2.0) -> dict[str, Features]:
 
 def subject(held: dict[str, Features], kind: str, fraction: float = 1.0, seed: int = 0) -> Judged:
     task = TASKS[kind]
-    return Judged(lambda: None, lambda d, s: held[s], "a/1", task, fraction, seed=seed)
+    return Judged(lambda: None, lambda d, s, source: held[s], "a/1", task, fraction, seed=seed)
 
 
 def told(held, kind="four classes", fraction=1.0, seed=0, **given) -> dict:
