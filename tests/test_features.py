@@ -158,6 +158,33 @@ def test_a_judged_encoder_sees_few_labels_of_train_and_all_of_the_rest():
     assert unlabeled.t_NK.isnan().all()
 
 
+def test_images_of_the_target_are_normalised_as_the_sources(images):
+    """Which a model that was fine-tuned on the source's must meet them with."""
+    other = dataclasses.replace(images, mean_DC=images.mean_DC / 2, std_DC=images.std_DC / 3)
+    of = {"here": images, "there": other}
+    subject = Judged(
+        lambda: None, None, "there", "multi-class", images=lambda d, s: of[d], source="here"
+    )
+    for split in ("train", "val", "test"):
+        np.testing.assert_array_equal(subject.images(split).mean_DC, images.mean_DC)
+        np.testing.assert_array_equal(subject.images(split).std_DC, images.std_DC)
+    alone = Judged(lambda: None, None, "there", "multi-class", images=lambda d, s: of[d])
+    np.testing.assert_array_equal(alone.images("test").mean_DC, other.mean_DC)
+
+
+def test_one_fit_at_a_time_is_kept():
+    """A fine-tuned encoder for each share of the labels would fill the device."""
+    made, asked = {}, []
+
+    def subject(alike):
+        return Judged(lambda: None, None, "a/1", "multi-class", alike=alike, made=made)
+
+    for alike in ("few", "few", "all", "few"):
+        assert subject(alike).once(lambda alike=alike: asked.append(alike) or alike) == alike
+        assert len(made) == 1
+    assert asked == ["few", "all", "few"]
+
+
 def test_a_copy_of_the_encoder_is_free_to_be_changed(tiny_encoder):
     own = tiny_encoder()
     subject = Judged(lambda: own, None, "a/1", "binary-class")
