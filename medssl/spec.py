@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from itertools import product
 from numbers import Number
@@ -319,13 +319,16 @@ class Sweep:
     def _cells_of(self, encoder: EncoderSpec) -> Iterator[Cell]:
         axes = map(_several, (self.target, self.source, self.eval))
         for target, source, named in product(*axes):
+            target = encoder.dataset if target == SAME else target
+            unseen = encoder.method == NONE  # it has seen no images: its dataset is the target's
+            judged = replace(encoder, dataset=target) if unseen else encoder
             known = [(fraction, 0) for fraction in _several(self.label_fraction)]
             known += [(1.0, shots) for shots in _several(self.shots)]
             for (fraction, shots), subset in product(known, _several(self.subset_seed)):
                 yield Cell(
-                    encoder=encoder,
+                    encoder=judged,
                     eval=_name(named),
-                    target=encoder.dataset if target == SAME else target,
+                    target=target,
                     source=source,
                     label_fraction=fraction,
                     shots=shots,

@@ -89,7 +89,7 @@ def test_features_read_back_give_the_same_numbers(tmp_path):
 
 
 def test_a_transfer_cell_judges_on_the_target(tmp_path):
-    store, cells = Store(tmp_path), sweep(method="none", target="phantom/xray", eval="knn").cells()
+    store, cells = Store(tmp_path), sweep(target="phantom/xray", eval="knn").cells()
     trial.run(cells, store, HERE)
     rows = results.table(store).to_pylist()
     assert {(r["dataset"], r["target"]) for r in rows} == {("phantom/lesions", "phantom/xray")}

@@ -257,7 +257,7 @@ def _flagged(line: tuple[str, ...], grid: Grid) -> list[str]:
 def _varies(rows: list[dict], axis: str) -> bool:
     """Whether the axis tells two rows of the table apart that nothing else does."""
     if axis == "dataset":
-        return any(row["target"] != row["dataset"] for row in rows)
+        return any(row["target"] != row["dataset"] and row["method"] != NONE for row in rows)
     if axis == "source":
         return any(_text(row, axis) != SAME for row in rows)
     values = defaultdict(set)
@@ -276,7 +276,7 @@ def _text(row: dict, axis: str) -> str:
     value = row[axis]
     if axis == "source" and value in (None, row["target"]):  # None in a store of before
         return SAME
-    if axis in RECIPE and row["method"] == NONE:
+    if axis in ("dataset", *RECIPE) and row["method"] == NONE:
         return "-"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
