@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl.datasets import Images
-from medssl.datasets._splits import shots, subset
+from medssl.datasets._splits import scarce, shots, subset
 from medssl.device import autocast, float32
 from medssl.evals import Change, Features
 
@@ -86,6 +86,7 @@ class Judged:
         self.task, self.target, self.seed = task, target, seed
         self.source = source or target
         self.live = False  # whether a model ran here, and not features alone were asked for
+        self.scarce = ""  # classes with fewer images than `each`, once labels were asked for
         self.device = device or torch.device("cpu")
         self._encoder, self._load, self._images = encoder, load, images
         self._fraction, self._subset, self._each = label_fraction, subset_seed, each
@@ -117,6 +118,7 @@ class Judged:
     def _known(self, t_NK: np.ndarray) -> np.ndarray | None:
         """Which training images keep their label; None: all."""
         if self._each:
+            self.scarce = scarce(t_NK, self._each)
             return shots(t_NK, self._each, self._subset)
         return subset(t_NK, self._fraction, self._subset) if self._fraction < 1 else None
 

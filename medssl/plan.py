@@ -89,8 +89,9 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
     named, made = to_make(cells), to_make(missing, store.names("encoders", ".safetensors"))
     for name, size in needed_data(cells, named):
         problems.update(datasets.wrong(name, size))
-    for name, target in sorted({(c.eval, c.target) for c in cells if _compares_nothing(c)}):
-        problems[f"{name} has nothing to tell from {target}: name sets in {_sets(name)}"] += 1
+    asked = {(c.eval, c.target, c.settings, c.shots, c.encoder.image_size): c for c in cells}
+    for cell in asked.values():
+        problems.update(_unfit(cell))
     for views in sorted({s.views for s in specs if s.method != NONE} - set(presets)):
         problems[f"no views {views!r}: choose from own, {', '.join(presets)}"] += 1
     for axis, known in (
@@ -183,9 +184,26 @@ def _needs_solo(method: str) -> bool:
     return "_solo" in lent or any(_needs_solo(other) for other in lent if other[0].islower())
 
 
-def _compares_nothing(cell: Cell) -> bool:
-    """Whether the evaluation compares the target with other sets, and none is named."""
-    return bool(_sets(cell.eval)) and not set(cell.datasets) - {cell.target, cell.source}
+def _unfit(cell: Cell) -> list[str]:
+    """What the evaluation cannot ask of its target with these settings."""
+    name, target, settings = cell.eval, cell.target, dict(cell.settings)
+    told, groups = [], {k: v for k, v in settings.items() if isinstance(v, tuple)}
+    if groups and not set(cell.datasets) - {target, cell.source}:
+        told.append(f"{name} has nothing to tell from {target}: name sets in {_sets(name)}")
+    for twice in [n for n, times in Counter(sum(groups.values(), ())).items() if times > 1]:
+        both = " and in ".join(group for group, names in groups.items() if twice in names)
+        told.append(f"{name} has {twice} in {both}: leave it in one of them")
+    if any(datasets.wrong(of, cell.encoder.image_size) for of in (target, cell.source)):
+        return told
+    known, scarce = datasets.about(target), datasets.about(cell.source).rarest
+    if known.channels == 1 and "saturate" in str(settings.get("corruptions")).split("+"):
+        told.append(f"saturate changes nothing on {target}, which is grey: leave it out")
+    if scarce is not None and cell.shots > scarce:
+        told.append(
+            f"shots={cell.shots}: the rarest class of {cell.source} has at most {scarce} "
+            f"training images: ask for fewer, or drop these cells"
+        )
+    return told
 
 
 def _sets(name: str) -> str:

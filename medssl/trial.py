@@ -380,6 +380,7 @@ def evaluate(
                 "task": test.task,
                 "target_md5": " ".join(md5s[read] for read in _read(cell) if read in md5s),
                 "contamination": leaks(cell.target, cell.source),
+                "scarce": subject.scarce,
                 "code": here.code,
                 "versions": versions(),
                 "eval_s": share_s + time.perf_counter() - began,

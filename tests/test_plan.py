@@ -16,6 +16,7 @@ from medssl.store import Store
 
 ROOT = Path(__file__).parents[1]
 PIN = partial(plan.weights.pin, "resnet/18-3x3")
+SATURATE = ("robustness", {"corruptions": "jpeg+saturate"})
 HEAVY = [
     "torch",
     "timm",
@@ -69,11 +70,50 @@ def test_counts(tmp_path):
         ),
         ({"eval": ["knn", "ood"]}, "ood has nothing to tell from phantom/cells: name sets in near"),
         ({"eval": ("ood", {"far": "phantom/cells"})}, "ood has nothing to tell from phantom/cells"),
+        (
+            {"eval": ("ood", {"far": ["phantom/xray", "phantom/organs"], "near": "phantom/xray"})},
+            "ood has phantom/xray in far and in near: leave it in one of them",
+        ),
+        (
+            {"target": ["same", "phantom/xray"], "eval": SATURATE},
+            "saturate changes nothing on phantom/xray, which is grey: leave it out",
+        ),
+        (
+            {"dataset": "medmnist/breastmnist", "eval": SATURATE},
+            "saturate changes nothing on medmnist/breastmnist, which is grey: leave it out",
+        ),
+        (
+            {"shots": 241},
+            "shots=241: the rarest class of phantom/cells has at most 240 training images: ask",
+        ),
+        (
+            {"shots": [10, 274], "target": "medmnist/breastmnist"},  # 546 images of two classes
+            "shots=274: the rarest class of medmnist/breastmnist has at most 273 training images",
+        ),
+        (
+            {"shots": 274, "target": "medmnist/breastmnist+pneumoniamnist"},
+            "has at most 273 training images",
+        ),
     ],
 )
 def test_a_wrong_name_is_a_problem(tmp_path, wrong, sentence):
     found = plan.make(grid(**wrong), Store(tmp_path), None)
     assert any(sentence in problem for problem in found.problems)
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        {"eval": SATURATE},
+        {"target": "medmnist/dermamnist", "eval": SATURATE},
+        {"target": "phantom/xray+cells", "eval": SATURATE},  # grey beside colour is colour
+        {"target": "phantom/xray", "eval": ("robustness", {"corruptions": "jpeg"})},
+        {"shots": 240},
+        {"target": "medmnist/breastmnist", "shots": 273},
+    ],
+)
+def test_what_can_be_asked_of_a_set_is_no_problem(tmp_path, fine):
+    assert plan.make(grid(**fine), Store(tmp_path), None).problems == []
 
 
 def test_every_absent_file_is_listed_once(tmp_path, monkeypatch):

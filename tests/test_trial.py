@@ -229,6 +229,17 @@ def test_shots_reach_features_and_images(tmp_path, monkeypatch):
     assert shown.header[-2:] == ["1-shot", "3-shot"]
 
 
+@pytest.mark.parametrize("eval", ["knn", "finetune"])  # by features, and by images
+def test_shots_that_a_class_has_not_are_noted(tmp_path, eval):
+    few = (eval, {"epochs": 1, "updates": 1, "looks": 1}) if eval == "finetune" else eval
+    cells = sweep(method="none", eval=few, label_fraction=[], shots=[3, 481]).cells()
+    store = Store(tmp_path)
+    trial.run(cells, store, HERE)
+    rows = results.table(store, cells).to_pylist()
+    assert {(r["shots"], r["scarce"]) for r in rows} == {(3, ""), (481, "class 1 has 480")}
+    assert tables.notes(rows) == ["481-shot on phantom/lesions: class 1 has 480, all known"]
+
+
 def test_pretraining_may_see_a_sample_of_the_images(tmp_path, monkeypatch):
     seen = {}
     real = trial.pretrain

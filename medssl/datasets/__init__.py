@@ -4,11 +4,16 @@
 
 A name is FAMILY/VARIANT, and FAMILY is a file here. "medmnist/organamnist+organcmnist" is a union:
 its members' images one after another, their classes side by side.
+
+Besides `load`, a family has `check` and `names`; `ready` where it has files; and `about`, if it
+knows something of its sets before a file is opened, so that a plan can say what will not work, and
+whose labels mean the same.
 """
 
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,6 +55,17 @@ class Images:
         return replace(self, mean_DC=mean_1C, std_DC=std_1C, domain_N=domain_N)
 
 
+Labels = tuple[str, tuple[str, ...]]  # a task, and the names of its classes
+
+
+class About(NamedTuple):
+    """What is known of a dataset without its files; None: nothing."""
+
+    channels: int | None = None  # 1: grey
+    rarest: int | None = None  # training images of its rarest class, at most
+    labels: Labels | None = None
+
+
 def load(name: str, split: str, size: int, root: Path | None = None) -> Images:
     """`split` of dataset `name` at `size` pixels; ValueError with a remedy where it cannot be had.
 
@@ -82,6 +98,26 @@ def wrong(name: str, size: int) -> list[str]:
     return [p for member in members if member not in known for p in module.check(member, size)]
 
 
+def about(name: str) -> About:
+    """What the family knows of it without a file; of a union, what is known of all members.
+
+    ValueError for a family or a name that there is not.
+    """
+    family, members = parts(name)
+    module = registry.load("datasets", family)
+    if unknown := [member for member in members if member not in module.names()]:
+        raise ValueError(f"no {unknown[0]!r} in {family}: choose from {', '.join(module.names())}")
+    known = {m: module.about(m) if hasattr(module, "about") else About() for m in members}
+    channels, labels = (
+        [getattr(one, of) for one in known.values()] for of in ("channels", "labels")
+    )
+    return About(
+        None if None in channels else max(channels),
+        min((one.rarest for one in known.values() if one.rarest is not None), default=None),
+        None if None in labels else _united(dict(zip(members, labels, strict=True))),
+    )
+
+
 def ready(name: str, size: int, root: Path | None = None) -> None:
     """Fetches what is absent and verifies every file, once; ValueError with a remedy, OSError
     where a download failed."""
@@ -92,15 +128,6 @@ def ready(name: str, size: int, root: Path | None = None) -> None:
             module.ready(member, size, root)
         elif problems := module.check(member, size, root):
             raise ValueError(problems[0])
-
-
-def labels(name: str) -> tuple[str, tuple[str, ...]]:
-    """The task of a dataset and its classes, from no file; ValueError for an unknown name."""
-    family, members = parts(name)
-    module = registry.load("datasets", family)
-    if unknown := [member for member in members if member not in module.names()]:
-        raise ValueError(f"no {unknown[0]!r} in {family}: choose from {', '.join(module.names())}")
-    return _united({member: module.labels(member) for member in members})
 
 
 def parts(name: str) -> tuple[str, list[str]]:
@@ -150,8 +177,8 @@ def _union(members: list[str], found: list[Images]) -> Images:
     )
 
 
-def _united(of: dict[str, tuple[str, tuple[str, ...]]]) -> tuple[str, tuple[str, ...]]:
-    """Task and classes of a union, by those of its members; of one member its own."""
+def _united(of: dict[str, Labels]) -> Labels:
+    """Those of a union by its members'; of one member its own."""
     if len(of) == 1:
         return next(iter(of.values()))
     many = any(task.startswith("multi-label") for task, _ in of.values())

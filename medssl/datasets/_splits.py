@@ -30,6 +30,12 @@ def shots(t_NK: np.ndarray, each: int, seed: int) -> np.ndarray:
     return np.unique(np.concatenate(chosen))
 
 
+def scarce(t_NK: np.ndarray, each: int) -> str:
+    """The classes that have fewer than `each` images, and how many: "class 3 has 80"."""
+    count_K = (t_NK > 0).sum(0)
+    return ", ".join(f"class {k} has {count}" for k, count in enumerate(count_K) if count < each)
+
+
 def sample(images: int, keep: int, seed: int) -> np.ndarray:
     """Indices, ascending, of `keep` of the images, labels unseen: to pretrain on; nested too."""
     return np.sort(np.random.default_rng(seed).permutation(images)[:keep])

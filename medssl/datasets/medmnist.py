@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from medssl._files import download
-from medssl.datasets import SPLITS, Images, statistics
+from medssl.datasets import SPLITS, About, Images, statistics
 
 SIZES = (28, 64, 128, 224)  # pixels
 
 
 def load(variant: str, split: str, size: int, root: Path | None = None) -> Images:
     """One split of one official file, which is fetched first where it is absent and reachable."""
-    info, (task, classes) = _info(variant), labels(variant)
+    info, (task, classes) = _info(variant), about(variant).labels
     path, md5 = ready(variant, size, root)
     with np.load(path) as archive:
         x_NHWC = _channels(archive[f"{split}_images"])
@@ -41,12 +41,6 @@ def load(variant: str, split: str, size: int, root: Path | None = None) -> Image
         domain_N=np.zeros(len(x_NHWC), np.int64),
         md5=md5,
     )
-
-
-def labels(variant: str) -> tuple[str, tuple[str, ...]]:
-    """Its task and the names of its classes."""
-    info = _info(variant)
-    return info["task"], tuple(info["label"].values())
 
 
 def check(variant: str, size: int, root: Path | None = None) -> list[str]:
@@ -116,6 +110,15 @@ def fetch(variant: str, size: int, root: Path | None = None) -> Path:
 def names() -> list[str]:
     """The twelve 2D sets."""
     return sorted(k for k, v in _all().items() if not k.endswith("3d") and "n_channels" in v)
+
+
+def about(variant: str) -> About:
+    """By INFO, which counts no classes: the rarest has at most its share of the training images."""
+    info = _info(variant)
+    images = info["n_samples"]["train"]
+    many = info["task"].startswith("multi-label")
+    labels = info["task"], tuple(info["label"].values())
+    return About(info["n_channels"], images if many else images // len(labels[1]), labels)
 
 
 def folder(root: Path | None = None) -> Path:

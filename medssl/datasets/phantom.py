@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medssl.datasets import SPLITS, Images, statistics
+from medssl.datasets import SPLITS, About, Images, statistics
 
 # N images, B of them drawn at once, S pixels a side, G lattice points a side, C channels, K classes
 
@@ -274,6 +274,7 @@ class Variant(NamedTuple):
     task: str
     share: dict[str, int]  # percent of the images, by the name of the class
     counts: tuple[int, int, int] = (2000, 300, 600)  # images in train, val, test
+    channels: int = 1
 
 
 CELLS = {"basophil": 12, "eosinophil": 18, "erythroblast": 14}
@@ -285,8 +286,8 @@ ORGANS |= {"liver": 18, "lung": 14, "pancreas": 11, "spleen": 11}
 FINDINGS = {"opacity": 30, "nodule": 15, "effusion": 20, "cardiomegaly": 25}
 
 VARIANTS = {
-    "cells": Variant(cells, "multi-class", CELLS),
-    "fundus": Variant(fundus, "ordinal-regression", GRADES),
+    "cells": Variant(cells, "multi-class", CELLS, channels=3),
+    "fundus": Variant(fundus, "ordinal-regression", GRADES, channels=3),
     "lesions": Variant(lesions, "binary-class", LESIONS, (1200, 300, 600)),
     "lesions-elsewhere": Variant(lesions_elsewhere, "binary-class", LESIONS, (1200, 300, 600)),
     "organs": Variant(organs, "multi-class", ORGANS),
@@ -297,11 +298,6 @@ VARIANTS = {
 def names() -> list[str]:
     """The variants: "cells" of "phantom/cells"."""
     return list(VARIANTS)
-
-
-def labels(variant: str) -> tuple[str, tuple[str, ...]]:
-    """Its task and the names of its classes."""
-    return VARIANTS[variant].task, tuple(VARIANTS[variant].share)
 
 
 def check(variant: str, size: int, root: Path | None = None) -> list[str]:
@@ -315,6 +311,13 @@ def check(variant: str, size: int, root: Path | None = None) -> list[str]:
     return problems
 
 
+def about(variant: str) -> About:
+    """Channels, training images of the rarest class, classes; nothing is drawn but the labels."""
+    one = VARIANTS[variant]
+    rarest = int(_labels(variant, "train")[1].sum(0).min())
+    return About(one.channels, rarest, (one.task, tuple(one.share)))
+
+
 def load(variant: str, split: str, size: int, root: Path | None = None) -> Images:
     """`split` of the variant at `size` pixels; ValueError with what `check` finds."""
     problems = check(variant, size)
@@ -322,7 +325,7 @@ def load(variant: str, split: str, size: int, root: Path | None = None) -> Image
         problems.append(f"no split {split!r}: choose from {', '.join(SPLITS)}")
     if problems:
         raise ValueError("; ".join(problems))
-    (task, classes), (mean_1C, std_1C) = labels(variant), _statistics(variant, size)
+    (task, classes), (mean_1C, std_1C) = about(variant).labels, _statistics(variant, size)
     x_NHWC, t_NK = (array.copy() for array in _drawn(variant, split, size))
     return Images(
         x_NHWC=x_NHWC,
@@ -343,7 +346,19 @@ def _statistics(variant: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 @lru_cache(maxsize=2)  # the training split, and the one in use: 300 MB each at 224 px in colour
 def _drawn(variant: str, split: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    draw, task, share, counts = VARIANTS[variant]
+    rng, t_NK = _labels(variant, split)
+    draw, share, count = VARIANTS[variant].draw, VARIANTS[variant].share, len(t_NK)
+    x_NHWC = []
+    for start in range(0, count, CHUNK):
+        image = draw(Canvas(rng, share, t_NK[start : start + CHUNK], size))
+        assert image.dtype == np.float32, "float64 rounds to other bytes: see the top"
+        x_NHWC.append(np.rint(image.clip(0, 1) * 255).astype(np.uint8))
+    return np.concatenate(x_NHWC).reshape(count, size, size, -1), t_NK
+
+
+def _labels(variant: str, split: str) -> tuple[np.random.Generator, np.ndarray]:
+    """t_NK, and the dice that go on to draw the images."""
+    _, task, share, counts, _ = VARIANTS[variant]
     count, share_K = counts[SPLITS.index(split)], np.array(list(share.values())) / 100
     seed = hashlib.md5(f"phantom/{variant}/{split}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(seed, "little")))
@@ -352,9 +367,4 @@ def _drawn(variant: str, split: str, size: int) -> tuple[np.ndarray, np.ndarray]
     else:  # the shares to the image, in random order
         rank_N = (rng.permutation(count) + 0.5) / count
         t_NK = np.eye(len(share_K), dtype=np.float32)[np.searchsorted(share_K.cumsum(), rank_N)]
-    x_NHWC = []
-    for start in range(0, count, CHUNK):
-        image = draw(Canvas(rng, share, t_NK[start : start + CHUNK], size))
-        assert image.dtype == np.float32, "float64 rounds to other bytes: see the top"
-        x_NHWC.append(np.rint(image.clip(0, 1) * 255).astype(np.uint8))
-    return np.concatenate(x_NHWC).reshape(count, size, size, -1), t_NK
+    return rng, t_NK

@@ -93,9 +93,11 @@ def notes(rows: Iterable[dict]) -> list[str]:
     """What a reader should know of the encoders behind the rows, each with how many it concerns."""
     said: dict[str, set[str]] = defaultdict(set)
     seeds: dict[tuple[str, ...], set[int]] = defaultdict(set)
-    leaks: dict[str, None] = {}
+    of_sets: dict[str, None] = {}
     for row in rows:
-        leaks |= dict.fromkeys(filter(None, (row["contamination"] or "").split("; ")))
+        of_sets |= dict.fromkeys(filter(None, (row["contamination"] or "").split("; ")))
+        if row["scarce"]:
+            of_sets[f"{row['shots']}-shot on {row['target']}: {row['scarce']}, all known"] = None
         whole = row["init_sha256"] and not row["init_left_random"]  # nothing is left to a seed
         if row["method"] == NONE and whole:
             seeds[row["backbone"], row["init"], row["init_sha256"]].add(row["seed"])
@@ -111,7 +113,7 @@ def notes(rows: Iterable[dict]) -> list[str]:
             for (backbone, init, _), of in seeds.items()
             if len(of) > 1
         ),
-        *leaks,
+        *of_sets,
     ]
 
 

@@ -52,12 +52,17 @@ def test_the_twelve_sets_their_tasks_and_sizes_are_known():
     for name in medmnist.names():
         for size in medmnist.SIZES:
             assert len(medmnist._info(name)[medmnist._key("MD5", size)]) == 32
+    assert medmnist.about("chestmnist")[:2] == (1, 78468)  # of many labels each may have all images
+    assert medmnist.about("dermamnist")[:2] == (3, 7007 // 7)
 
 
 @pytest.mark.data
 def test_real_files_are_what_medmnist_says(data):
     train = datasets.load("medmnist/breastmnist", "train", 28, data)
     assert train.x_NHWC.shape == (546, 28, 28, 1)
+    known = datasets.about("medmnist/breastmnist")
+    assert (known.channels, known.rarest) == (1, 273)
+    assert train.t_NK.sum(0).min() <= known.rarest
     assert train.x_NHWC.dtype == np.uint8
     assert train.t_NK.shape == (546, 2)
     assert (train.t_NK.sum(1) == 1).all()

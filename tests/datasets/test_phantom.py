@@ -53,6 +53,8 @@ def test_contract(images, name, split):
     count, height, width, channels = found.x_NHWC.shape
     assert (height, width) == (28, 28)
     assert channels == (3 if name in ("cells", "fundus") else 1)
+    rarest = images[name, "train"].t_NK.sum(0).min()
+    assert phantom.about(name)[:2] == (channels, rarest)  # told without drawing one
     assert found.x_NHWC.dtype == np.uint8
     assert found.t_NK.dtype == np.float32
     assert found.t_NK.shape == (count, len(found.classes))

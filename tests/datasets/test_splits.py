@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medssl.datasets._splits import order, sample, shots, subset
+from medssl.datasets._splits import order, sample, scarce, shots, subset
 
 COUNTS = (700, 200, 60, 30, 8, 1, 1)  # seven classes as uneven as DermaMNIST's
 
@@ -68,6 +68,11 @@ def test_shots_are_so_many_of_each_class_nested_and_all_where_there_are_fewer(on
         assert before <= set(kept)
         before = set(kept)
     assert not np.array_equal(shots(one_hot, 5, seed=0), shots(one_hot, 5, seed=1))
+
+
+def test_classes_that_have_fewer_images_are_told(one_hot):
+    assert scarce(one_hot, 1) == ""
+    assert scarce(one_hot, 9) == "class 4 has 8, class 5 has 1, class 6 has 1"
 
 
 def test_shots_of_many_labels_hold_at_least_so_many_of_each(multi_hot):
