@@ -504,7 +504,7 @@ def _grid(table, width: int = 1000):
 
 
 def _show_plan(plan, kept, brief: bool = False) -> None:
-    from medssl.spec import NONE
+    from medssl import plan as planning
 
     console = _console()
     pretrain = plan.to_pretrain(kept)
@@ -516,10 +516,10 @@ def _show_plan(plan, kept, brief: bool = False) -> None:
         soft_wrap=True,
     )
     if not brief:
-        for axis in ("method", "dataset", "backbone", "init", "views", "seed"):
-            values = dict.fromkeys(str(getattr(cell.encoder, axis)) for cell in plan.cells)
-            values.pop(NONE if axis == "views" else None, None)
-            console.print(f"  {axis:9} {', '.join(values)}", highlight=False, soft_wrap=True)
+        shown = planning.axes(plan.cells)
+        for axis, values in shown.items():
+            line = f"  {axis:{max(map(len, shown))}}  {', '.join(values)}"
+            console.print(_plain(line), highlight=False, soft_wrap=True)
     for why, count in plan.sweep.dropped().items():
         if not count:
             continue

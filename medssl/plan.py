@@ -18,8 +18,10 @@ from pathlib import Path
 import medssl
 from medssl import datasets, registry, results, weights
 from medssl.ranges import split
-from medssl.spec import NONE, Cell, EncoderSpec, Sweep, parent
+from medssl.spec import NONE, UNUSED, Cell, EncoderSpec, Scalar, Sweep, parent
 from medssl.store import Store
+
+ALWAYS = ("method", "dataset", "backbone", "init", "views", "seed")  # axes that are shown
 
 
 @dataclass
@@ -63,9 +65,14 @@ def load(path: Path) -> Sweep:
 
 def _where(path: Path, wrong: Exception) -> str:
     """The line of a sweep file that raised, and what."""
-    lines = [f.lineno for f in traceback.extract_tb(wrong.__traceback__) if f.filename == str(path)]
-    line = wrong.lineno if isinstance(wrong, SyntaxError) else lines[-1] if lines else 1
-    what = wrong.msg if isinstance(wrong, SyntaxError) else wrong
+
+    def here(file: str | None) -> bool:  # Python may have made a relative path absolute
+        return file is not None and Path(file).resolve() == path.resolve()
+
+    lines = [f.lineno for f in traceback.extract_tb(wrong.__traceback__) if here(f.filename)]
+    own = isinstance(wrong, SyntaxError) and here(wrong.filename)  # not of a file it imports
+    line = wrong.lineno if own else lines[-1] if lines else 1
+    what = wrong.msg if own else wrong
     axes = ", ".join(f.name for f in fields(Sweep))
     hint = (
         f" (axes: {axes})" if "unexpected keyword" in str(wrong) and "Sweep" in str(wrong) else ""
@@ -113,6 +120,43 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
         for backbone, init in needed_weights(made):
             absent.update(weights.check(backbone, init, store.has))
     return Plan(sweep, cells, missing, list(problems), list(absent))
+
+
+def axes(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """The values of ALWAYS, and of every other axis or setting of which the cells have several.
+
+    What has no effect is no value: the epochs of an init, the subset seed where all labels are
+    known, a target that is the encoder's own set everywhere.
+    """
+    found: dict[str, dict[str, None]] = {axis: {} for axis in ALWAYS}
+
+    def add(axis: str, value: Scalar) -> None:
+        told = f"{value:g}" if isinstance(value, float) else str(value)
+        found.setdefault(axis, {})[" and ".join(value) if isinstance(value, tuple) else told] = None
+
+    for spec in {cell.encoder.id: cell.encoder for cell in cells}.values():
+        unused = UNUSED if spec.method == NONE else ()
+        for f in fields(spec):
+            if f.name not in ("recipe", *unused):
+                add(f.name, getattr(spec, f.name))
+        for name, value in spec.recipe:
+            add(f"{spec.method} {name}", value)
+    elsewhere = any(cell.target != cell.encoder.dataset for cell in cells)
+    for cell in cells:
+        add("eval", cell.eval)
+        if elsewhere:
+            add("target", cell.target)
+        add(*(("shots", cell.shots) if cell.shots else ("label_fraction", cell.label_fraction)))
+        if cell.shots or cell.label_fraction < 1:
+            add("subset_seed", cell.subset_seed)
+        for name, value in cell.settings:
+            add(f"{cell.eval} {name}", value)
+    both = {"shots", "label_fraction"} if "shots" in found else set()
+    return {
+        axis: list(values)
+        for axis, values in found.items()
+        if axis in ALWAYS or len(values) > 1 or (axis in both and both <= found.keys())
+    }
 
 
 def ready(plan: Plan, store: Store, data: Path | None) -> list[str]:

@@ -100,4 +100,6 @@ def follow(read: Callable[[], Status], stop: threading.Event, console: Console) 
 def _now(trial: Trial) -> str:
     if trial.state == "evaluating":
         return f"evaluating {trial.done}/{len(trial.cells)}"
+    if not trial.spec.epochs:
+        return "making the init"
     return f"epoch {len(trial.curve)}/{trial.spec.epochs}"

@@ -209,6 +209,26 @@ def test_a_sweep_that_cannot_be_read_is_a_sentence_with_its_line(tmp_path, text,
     assert "Traceback" not in out
 
 
+def test_the_line_of_a_mistake_is_told_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/s.py").write_text(
+        "from medssl import Sweep\n\ndef sweep():\n"
+        "    return Sweep(\n        name='a',\n        learning_rates=[1, 2],\n    )\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "sub/s.py, line 4: TypeError" in " ".join(medssl("plan", "sub/s.py")[1].split())
+    (tmp_path / "link.py").symlink_to("sub/s.py")
+    assert "link.py, line 4: TypeError" in " ".join(medssl("plan", "link.py")[1].split())
+
+
+def test_a_mistake_in_an_imported_file_is_told_at_the_import(tmp_path, monkeypatch):
+    (tmp_path / "broken_part.py").write_text("x = 1\ny = (\n")
+    (tmp_path / "s.py").write_text("import os\n\nimport broken_part\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    out = " ".join(medssl("plan", str(tmp_path / "s.py"))[1].split())
+    assert "s.py, line 3: SyntaxError: '(' was never closed (broken_part.py, line 2)" in out
+
+
 def test_a_store_that_cannot_be_written_to_is_told_before_anything_starts(sweep, tmp_path):
     file = tmp_path / "file"
     file.write_text("not a folder")

@@ -47,6 +47,43 @@ def test_counts(tmp_path):
     assert (len(again.missing), again.to_pretrain(store)) == (23, 3)
 
 
+def test_every_axis_that_varies_is_shown_and_no_other():
+    assert plan.axes(grid().cells()) == {
+        **{"method": ["none", "simclr"], "dataset": ["phantom/cells"], "views": ["asymmetric"]},
+        **{"backbone": ["resnet/18-3x3"], "init": ["random"], "seed": ["0"]},
+        **{"eval": ["knn", "linear_probe"], "label_fraction": ["0.01", "0.1", "1"]},
+    }
+    sweep = grid(
+        method=["none", ("simclr", {"temperature": 0.1}), ("simclr", {"temperature": 0.5})],
+        learning_rate=[1e-3, 1e-4],
+        image_size=[28, 64],
+        eval=["knn", ("ood", {"far": ["phantom/xray", "phantom/organs"]}), ("ood", {"far": "x/y"})],
+        target=["same", "phantom/xray"],
+        label_fraction=1.0,
+        shots=5,
+        subset_seed=[0, 1],
+    )
+    shown = plan.axes(sweep.cells())
+    assert list(shown)[:6] == list(plan.ALWAYS)
+    assert {axis: shown[axis] for axis in list(shown)[6:]} == {
+        "image_size": ["28", "64"],
+        "learning_rate": ["0.001", "0.0001"],
+        "simclr temperature": ["0.1", "0.5"],
+        "eval": ["knn", "ood"],
+        "target": ["phantom/cells", "phantom/xray"],
+        "label_fraction": ["1"],
+        "shots": ["5"],
+        "subset_seed": ["0", "1"],
+        "ood far": ["phantom/organs and phantom/xray", "x/y"],
+    }
+    assert "epochs" not in shown  # of none there are 0, which is no value
+
+
+def test_a_target_that_is_always_the_encoders_own_is_no_axis():
+    shown = plan.axes(grid(dataset=["phantom/cells", "phantom/xray"], label_fraction=1.0).cells())
+    assert not {"target", "label_fraction", "subset_seed"} & shown.keys()
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [

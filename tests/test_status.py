@@ -66,6 +66,17 @@ def test_states_are_told_apart(tmp_path):
     assert "Traceback" not in text
 
 
+def test_an_encoder_of_no_epochs_is_not_said_to_be_at_epoch_0_of_0(tmp_path):
+    store = Store(tmp_path)
+    (cell,) = Sweep(
+        **vars(SWEEP) | {"method": "none", "dataset": "phantom/cells", "seed": 0}
+    ).cells()
+    say(store, cell, "pretraining")
+    text = shown(status.read([cell], store))
+    assert "making the init" in text
+    assert "epoch" not in text
+
+
 def test_a_trial_that_fell_silent_is_waiting_again(tmp_path):
     store = Store(tmp_path)
     say(store, CELLS[0], "pretraining", 1, ago=status.SILENT_S + 1)
