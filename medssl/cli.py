@@ -127,6 +127,10 @@ def compare(
     model: Annotated[
         str | None, typer.Option(help="Compare with the lines of this model, or scheme, alone.")
     ] = None,
+    eval: Annotated[
+        str | None,
+        typer.Option(help="Compare this evaluation alone: finetune with end-to-end training."),
+    ] = None,
     store: StoreOption = STORE,
     format: Annotated[Format, typer.Option(help="terminal, markdown or latex.")] = Format.terminal,
 ) -> None:
@@ -140,6 +144,9 @@ def compare(
         if format in (Format.csv, Format.parquet):
             raise ValueError(f"--format {format}: choose from terminal, markdown, latex")
         kept, cells = Store(store), planning.load(sweep).cells()
+        if eval and eval not in (known := sorted({cell.eval for cell in cells})):
+            raise ValueError(f"no {eval!r} in this sweep: choose from {', '.join(known)}")
+        cells = [cell for cell in cells if eval in (None, cell.eval)]
         theirs = published.read(to, model)
         rows = results.table(kept, cells).to_pylist()
         by_id = {cell.id: cell for cell in cells}
@@ -422,6 +429,10 @@ def _table(
 
     if against and not bootstrap:
         raise ValueError("--against compares on resamples: add --bootstrap 1000")
+    if out and not out.parent.is_dir():
+        raise ValueError(f"no folder {out.parent} for {out.name}: make it, or name another --out")
+    if out and out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file in it")
     found = results.table(kept, cells)
     if format in (Format.csv, Format.parquet):
         if bootstrap:
@@ -470,18 +481,26 @@ def _show(found: list, notes: list[str], format: Format, out: Path | None = None
     if format is Format.terminal and out is None:
         for one in found:
             console = _console(wide=True)
-            console.print(_grid(one, console.width))
+            with console.capture() as drawn:
+                console.print(_grid(one, console.width))
+            for line in drawn.get().splitlines():
+                typer.echo(line.rstrip())
+        console = _console(wide=True)
+        whole_lines = not console.is_terminal  # for whoever searches them
         for caption in dict.fromkeys(one.caption for one in found):
-            _console().print(_plain(caption), style="dim", highlight=False)
+            console.print(_plain(caption), style="dim", highlight=False, soft_wrap=whole_lines)
         for note in notes:
-            _console().print(f"note: {_plain(note)}", highlight=False)
+            console.print(f"note: {_plain(note)}", highlight=False, soft_wrap=whole_lines)
         return
     write = tables.latex if format is Format.latex else tables.markdown
     text = write(found, notes)
     if out is None:
         typer.echo(text)
     else:
-        out.write_text(text)
+        from medssl._files import whole
+
+        with whole(out.resolve()) as file:
+            file.write(text.encode())
 
 
 def _grid(table, width: int = 1000):

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from medssl._files import whole
 from medssl.ranges import split
 from medssl.spec import Cell, EncoderSpec
 from medssl.store import Store
@@ -162,11 +163,12 @@ def predictions(store: Store, cell: Cell) -> dict[str, np.ndarray]:
 
 
 def export(rows: pa.Table, path: Path) -> None:
-    """Every row, as .parquet or .csv."""
-    if path.suffix == ".csv":
-        pyarrow.csv.write_csv(rows, path)
-    else:
-        pq.write_table(rows, path)
+    """Every row, as .parquet or .csv; a file that was there stays until the new one is whole."""
+    with whole(path.resolve()) as file:
+        if path.suffix == ".csv":
+            pyarrow.csv.write_csv(rows, file)
+        else:
+            pq.write_table(rows, file)
 
 
 def _read(content: bytes) -> pa.Table:

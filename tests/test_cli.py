@@ -68,6 +68,44 @@ def test_table_on_the_terminal_and_in_every_format(sweep, store, tmp_path):
         assert path.stat().st_size > 50
 
 
+def test_a_piped_table_has_no_blanks_at_line_ends_and_whole_notes(sweep, tmp_path):
+    kept = Store(tmp_path / "store")
+    for cell in plan.load(plan.Path(sweep)).cells():
+        results.save(kept, cell, {"auroc": 0.75}, {}, {"notes": "queue 9 cut to 3, " * 12})
+    _, out = medssl("table", sweep, "--store", str(kept.root))
+    lines = out.splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    assert any("phantom/cells" in line and line.endswith("0.750") for line in lines)
+    assert sum("queue 9 cut to 3" in line for line in lines) == 2  # one of each method
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "markdown", "latex"])
+def test_a_table_is_written_whole_or_not_at_all(sweep, store, tmp_path, kind, monkeypatch):
+    asked = ["table", sweep, "--store", store, "--format", kind, "--out"]
+    code, out = medssl(*asked, str(tmp_path / "none" / f"t.{kind}"))
+    assert code == 2
+    assert f"no folder {tmp_path}/none for t.{kind}: make it, or name" in " ".join(out.split())
+    assert not (tmp_path / "none").exists()
+    (tmp_path / f"d.{kind}").mkdir()
+    code, out = medssl(*asked, str(tmp_path / f"d.{kind}"))
+    assert (code, "is a folder: name a file in it" in " ".join(out.split())) == (2, True)
+    path, link = tmp_path / f"t.{kind}", tmp_path / f"link.{kind}"
+    path.write_text("before")
+    link.symlink_to(path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        code, out = medssl(*asked, str(path))
+    assert (code, path.read_text()) == (2, "before")
+    assert "No space left on device" in out
+    assert medssl(*asked, str(link))[0] == 0  # what the link points to is written
+    assert link.is_symlink()
+    assert path.stat().st_size > 50
+
+
 def test_a_metric_of_one_set_is_a_table_and_not_in_the_list_of_names(sweep, tmp_path):
     kept = Store(tmp_path / "store")
     metrics = {"auroc": 0.75, "ssd/auroc": 0.5} | {f"ssd/auroc:a/{k}": k / 1000 for k in range(99)}

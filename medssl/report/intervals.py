@@ -26,6 +26,10 @@ from medssl.spec import NONE
 
 START = "target", "source", "dataset", "backbone", "init", "image_size"  # shared with the baseline
 ALPHA = 0.05
+OTHERS = (
+    "the predictions that were kept, scored again, give another number than the table has: the two "
+    "are of different runs; delete rows/CELL.parquet in the store and run the sweep again"
+)
 Place = tuple[tuple[str, ...], Known]  # of a number in its table
 
 # N test images, K classes, R the test set and its resamples, M lines, D targets
@@ -115,14 +119,15 @@ class Predictions:
         of_each = [stats.score(s, t_NK, row["task"], self.metric, counts_NR) for s in heads]
         v_R = np.mean(of_each, axis=0)  # of several heads on one encoder, as their rows have it
         if abs(v_R[0] - row["value"]) > 1e-9:
-            self.absent["predictions do not give the number of the row"].add(row["cell"])
+            self.absent[OTHERS].add(row["cell"])
             return None
         digest = hashlib.sha256(np.ascontiguousarray(t_NK)).hexdigest()
         return Resampled(v_R, (row["target"], digest))
 
     def notes(self) -> list[str]:
         return [
-            f"no interval where {why} ({len(cells)} cell{'s' * (len(cells) > 1)})"
+            f"no interval where {why} ({len(cells)} cell{'s' * (len(cells) > 1)}: "
+            f"{', '.join(sorted(cells)[:3])}{', ...' * (len(cells) > 3)})"
             for why, cells in self.absent.items()
         ]
 

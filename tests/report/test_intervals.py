@@ -183,15 +183,24 @@ def test_what_has_no_predictions_keeps_its_number_and_is_in_the_notes(tmp_path):
     results.save(store, other, {"auroc": 0.123}, kept, {"task": TASK[other.target]})
     code, out = table(file, store, "--format", "markdown")
     assert code == 0
-    assert "note: no interval where predictions are missing or cannot be read (1 cell)" in out
-    assert "note: no interval where predictions do not give the number of the row (1 cell)" in out
+    told = "note: no interval where predictions are missing or cannot be read (1 cell: "
+    assert told + lost.id in out
+    told = "scored again, give another number than the table has: the two are of different runs; "
+    assert f"{told}delete rows/CELL.parquet in the store and run" in out
+    assert f"again (1 cell: {other.id})" in out
+    store.delete(f"rows/{other.id}.parquet")  # as it says: then the cell is missing
+    assert results.missing(cells, store) == [other]
+    results.save(store, other, {"auroc": 0.123}, kept, {"task": TASK[other.target]})
     lines = markdown(file, store)
     assert lines[3][2:] == [re.sub(r" \[.*", "", whole[3][2]), whole[3][3]]
     assert [line[2] for line in lines if line[1] == "simclr"][2:] == ["-", "-"]  # differences
     results.save(store, other, dict(classification(*kept.values(), TASK[other.target])), kept, {})
-    assert "a row of an earlier version does not say its task (1 cell)" in table(file, store)[1]
+    assert (
+        f"a row of an earlier version does not say its task (1 cell: {other.id})"
+        in table(file, store)[1]
+    )
     store.write(f"predictions/{lost.id}.parquet", b"PAR1 torn")
-    assert "missing or cannot be read (1 cell)" in table(file, store)[1]
+    assert f"missing or cannot be read (1 cell: {lost.id})" in table(file, store)[1]
 
 
 def test_a_number_of_uneven_seeds_is_resampled_as_it_is_averaged(tmp_path):
@@ -235,7 +244,7 @@ def test_what_was_judged_on_other_images_is_not_paired(tmp_path):
 
     turned_round("simclr", (1,))
     _, out = table(file, store)
-    assert "note: no interval where the seeds of a number have other test images (6 cells)" in out
+    assert "note: no interval where the seeds of a number have other test images (6 cells: " in out
     turned_round("simclr", (0, 1))
     lines = [line for line in markdown(file, store) if line[:2] == ["phantom/cells", "simclr"]]
     assert len(lines) == 1  # no difference

@@ -55,6 +55,25 @@ def compared(swept, tmp_path, text: str, *options: str) -> tuple[int, list[list[
     return done.exit_code, [line for line in lines if line[0].startswith("medmnist")], done.output
 
 
+def test_one_evaluation_can_be_compared_alone(tmp_path, swept):
+    file = tmp_path / "both.py"
+    file.write_text(FILE.replace('eval="knn"', 'eval=["knn", "finetune"]'))
+    cells = plan.load(file).cells()
+    kept = Store(tmp_path / "kept")
+    for cell in cells:
+        value = {"knn": 0.25, "finetune": 0.75}[cell.eval]
+        results.save(kept, cell, {"auroc": value, "accuracy": value}, {}, {"task": "binary-class"})
+    both = file, kept, cells
+    _, lines, _ = compared(both, tmp_path, LONG)
+    assert {line[4] for line in lines} == {"0.250 ± 0.000", "0.750 ± 0.000"}
+    code, lines, out = compared(both, tmp_path, LONG, "--eval", "finetune")
+    assert (code, {line[4] for line in lines}) == (0, {"0.750 ± 0.000"})
+    assert "knn" not in out
+    code, _, out = compared(both, tmp_path, LONG, "--eval", "fine_tune")
+    assert code == 2
+    assert "no 'fine_tune' in this sweep: choose from finetune, knn" in " ".join(out.split())
+
+
 def test_a_line_for_each_published_number_of_the_set_with_all_labels(swept, tmp_path):
     code, lines, out = compared(swept, tmp_path, LONG)
     assert code == 0, out
