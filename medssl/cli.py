@@ -190,7 +190,7 @@ def methods(name: Annotated[str, typer.Argument(help="One, with its settings.")]
 @app.command()
 def ui(
     store: StoreOption = STORE,
-    port: Annotated[int, typer.Option(help="On this machine alone.")] = 5000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On this machine alone.")] = 5000,
 ) -> None:
     """Open MLflow on the store: curves, parameters, figures."""
     with _sentences():
@@ -204,12 +204,7 @@ def ui(
             return
         if not os.environ.get("MLFLOW_TRACKING_URI") and not (store / "mlflow.db").exists():
             raise ValueError(f"no MLflow data in {store}: run a sweep first")
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address]
-        command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        typer.echo(f"MLflow on {store}: http://127.0.0.1:{port} (Ctrl-C to stop)")
-        sys.stdout.flush()
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        os.execve(command[0], command, {**os.environ, **quiet})  # whoever ends us ends the server
+        tracking.serve(address, port, f"MLflow on {store}", typer.echo)
 
 
 @data_app.command("list")

@@ -14,12 +14,14 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from medssl import results
 from medssl.plan import to_make
@@ -38,6 +40,7 @@ DEFAULTS = {  # each undoes something of Ray's that would hurt a sweep
 
 
 STARTS = 3  # attempts at a Ray of our own: it gives itself 30 s, too few on a busy machine
+PATIENCE_S = 10  # seconds in which the head of a cluster must answer
 OBJECT_STORE = 200_000_000  # bytes; only specs travel through it, so Ray's 30% of memory is waste
 
 
@@ -227,8 +230,18 @@ def _connect() -> None:
     if ray.is_initialized():
         return
     if address := os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        return
+        why = _silent(address)  # which Ray itself would tell after three minutes of warnings
+        if not why:
+            try:
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+                return
+            except Exception as failed:
+                ray.shutdown()
+                why = str(failed).partition("\n")[0].partition(". ")[0]
+        raise ValueError(
+            f"no Ray at RAY_ADDRESS={address} ({why}): start it there, name the head of one as "
+            f"HOST:6379, or unset RAY_ADDRESS to use this machine alone"
+        )
     loopback = {"_node_ip_address": "127.0.0.2"} if sys.platform == "linux" else {}
     for _ in range(STARTS):
         try:
@@ -244,7 +257,12 @@ def _connect() -> None:
         except Exception as failed:  # Ray raises no narrower one
             ray.shutdown()
             if "timed out during startup" not in str(failed):
-                raise
+                why = f"{type(failed).__name__}: {failed}".partition("\n")[0]
+                raise ValueError(
+                    f"Ray did not start on this machine ({why}): its folder, RAY_TMPDIR or "
+                    f"/tmp/ray, must be writable and have room; its logs are there, in "
+                    f"session_latest/logs"
+                ) from failed
     else:
         raise ValueError(
             f"Ray did not start in {STARTS} attempts of 30 seconds: this machine is busy, run the "
@@ -253,6 +271,26 @@ def _connect() -> None:
     token = Path.home() / ".ray" / "auth_token"  # Ray leaves it readable to everyone
     if token.exists():
         token.chmod(0o600)
+
+
+def _silent(address: str) -> str:
+    """Why nothing can be reached at HOST:PORT; "" where something can, or it is no such address."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        host, port = place.hostname, place.port
+    except ValueError:
+        return ""
+    if not host or not port or place.scheme not in ("", "ray"):
+        return ""
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=PATIENCE_S).close()
+            return ""
+        except OSError as no:
+            if time.monotonic() > until:
+                return no.strerror or str(no)
+        time.sleep(0.5)
 
 
 def _slots(has: dict[str, float], cpu: int, gpu: float) -> int:

@@ -8,9 +8,13 @@ has no rivals. A run is found again by the tag `medssl.encoder`, never made twic
 after the last epoch that the server has.
 """
 
+import contextlib
 import hashlib
+import http.client
 import logging
 import os
+import socket
+import sys
 import threading
 import time
 import warnings
@@ -34,6 +38,49 @@ Figures = Callable[[Trial], Iterable[tuple[str, bytes]]]  # (file name, PNG)
 def uri(store: Store) -> str:
     """MLFLOW_TRACKING_URI, else a SQLite file in the store."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root}/mlflow.db"
+
+
+def serve(address: str, port: int, what: str, say: Callable[[str], None]) -> None:
+    """Becomes the server of MLflow's pages, for this machine alone: whoever ends us ends it.
+
+    A process beside it says where they are, once they can be opened. ValueError where the port is
+    taken.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that ended just now
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as no:
+            raise ValueError(
+                f"port {port} cannot be used ({no.strerror}): name another one, as --port "
+                f"{5000 + (port + 1) % 1000}"
+            ) from None
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", address]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    say(f"starting {what} (Ctrl-C to stop)")
+    sys.stdout.flush()
+    server = os.getpid()
+    if not os.fork():
+        try:
+            if _answers(port, while_alive=server):
+                say(f"{what} is at http://127.0.0.1:{port}")
+                sys.stdout.flush()
+        finally:
+            os._exit(0)
+    os.execve(command[0], command, {**os.environ, **quiet})
+
+
+def _answers(port: int, while_alive: int) -> bool:
+    """Waits for the server's first answer; False if it ended before."""
+    while os.getppid() == while_alive:
+        asked = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(asked):
+            asked.request("GET", "/health")
+            asked.getresponse()
+            return True
+        time.sleep(0.2)
+    return False
 
 
 class Mirror:

@@ -1,9 +1,16 @@
 """The verbs, as a user types them; what a user gets wrong is a sentence and exit code 2."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from medssl import __file__ as medssl_home
 from medssl import plan, results
 from medssl.cli import app
 from medssl.store import Store
@@ -17,6 +24,28 @@ def sweep():
         image_size=28, epochs=1, eval="knn", label_fraction=[0.1, 1.0],
         drop={"too easy": lambda cell: cell.encoder.method == "none" and cell.label_fraction == 1},
     )
+"""
+
+
+SERVER = """
+import sys, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+class Page(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+
+time.sleep(1)
+server = HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Page)
+print("the server listens", flush=True)
+try:
+    server.serve_forever()
+except KeyboardInterrupt:
+    print("the server ends")
+    sys.exit(7)
 """
 
 
@@ -303,9 +332,40 @@ def test_numbers_of_a_wide_table_are_never_cut(tmp_path):
 def test_ui_takes_a_database_of_its_own(monkeypatch, tmp_path):
     called = []
     monkeypatch.setattr("os.execve", lambda path, command, env: called.append(command))
+    monkeypatch.setattr("os.fork", lambda: 1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
     assert medssl("ui", "--store", str(tmp_path))[0] == 0
     assert f"sqlite:///{tmp_path}/other.db" in called[0]
+
+
+def test_ui_says_where_it_is_once_it_answers_and_ends_with_ctrl_c(tmp_path):
+    """MLflow's own server takes ten seconds to start; this stands in for it."""
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow/__init__.py").touch()
+    (tmp_path / "mlflow/__main__.py").write_text(SERVER)
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "medssl", "ui", "--store", str(tmp_path), "--port", str(port)]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{plan.Path(medssl_home).parents[1]}"}
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env=env, **output) as asked:
+        try:
+            lines = [asked.stdout.readline().strip() for _ in range(3)]
+            assert lines == [
+                f"starting MLflow on {tmp_path} (Ctrl-C to stop)",
+                "the server listens",
+                f"MLflow on {tmp_path} is at http://127.0.0.1:{port}",
+            ]
+            code, out = medssl("ui", "--store", str(tmp_path), "--port", str(port))
+            assert code == 2
+            assert f"port {port} cannot be used (Address already in use)" in " ".join(out.split())
+            asked.send_signal(signal.SIGINT)
+            assert asked.wait(20) == 7  # the server's own exit code: we have become it
+            assert asked.stdout.read() == "the server ends\n"
+        finally:
+            asked.kill()
 
 
 def test_methods_are_listed_with_paper_cost_and_settings():

@@ -3,6 +3,8 @@
 import os
 import re
 import signal
+import socket
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -177,6 +179,58 @@ def test_ray_is_started_again_where_the_machine_was_too_busy(monkeypatch, failur
     else:
         engine._connect()
     assert len(attempts) == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        (
+            "127.0.0.1:{port}",
+            r"no Ray at RAY_ADDRESS=127.0.0.1:\d+ \(Connection refused\): start it",
+        ),
+        ("ray://127.0.0.1:{port}", "(Connection refused)"),
+        ("nowhere.invalid:6379", "no Ray at RAY_ADDRESS=nowhere.invalid:6379 "),
+        (
+            "rubbish",
+            r"\(Invalid address format: rubbish\): start it there, name the head of one as",
+        ),
+        ("http://127.0.0.1:8265", r"\(Invalid Ray address: 'http://127.0.0.1:8265'\): start it"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_a_sentence(monkeypatch, capfd, address, sentence):
+    import ray
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", address.format(port=port))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(engine, "PATIENCE_S", 0.2)
+    with pytest.raises(ValueError, match=sentence):
+        engine._connect()
+    assert capfd.readouterr() == ("", "")  # of Ray's own
+
+
+def test_a_head_that_comes_up_late_is_waited_for():
+    with socket.socket() as late:
+        late.bind(("127.0.0.1", 0))
+        threading.Timer(1, late.listen).start()
+        assert engine._silent(f"127.0.0.1:{late.getsockname()[1]}") == ""
+
+
+def test_a_ray_that_cannot_start_here_is_a_sentence(monkeypatch):
+    import ray
+
+    def init(**_):
+        raise PermissionError(13, "Permission denied", "/full/ray")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(
+        ValueError, match=r"\(PermissionError: .*'/full/ray'\): its folder, RAY_TMP"
+    ):
+        engine._connect()
 
 
 CHILDREN = Sweep(
