@@ -27,6 +27,8 @@ from medssl.metrics import decided, judged
 
 CHUNK = 2**19  # counts at a time; sets memory and speed, never the answer
 METRICS = "auroc", "accuracy", "balanced_accuracy"
+OF_LABEL = "auroc", "recall"  # of a single one, by its number: auroc_3
+CHOICES = *METRICS, *(f"{name}_K" for name in OF_LABEL)
 
 # N test images, K classes, R the test set and its resamples, M methods, D datasets,
 # S places on a ROC curve, F label fractions; P pretraining, S subset, H head seeds in `components`
@@ -93,6 +95,11 @@ def score(
     """v_R: `metric` of every resample, as `metrics.classification` defines it for the task."""
     s, t, classes = judged(scores_NK, t_NK, task)
     hit_NK, many = decided(s, task), task.startswith("multi-label")
+    if (of := of_label(metric)) and of[1] < t.shape[1]:
+        name, only = of[0], slice(of[1], of[1] + 1)
+        if name == "auroc":
+            return auroc(s[:, only], t[:, only], c_NR)[0]
+        return _share(hit_NK[:, only], t[:, only], c_NR)[0]
     if metric == "auroc":
         return _mean(auroc(s[:, classes], t[:, classes], c_NR))
     if metric == "accuracy":
@@ -101,7 +108,20 @@ def score(
     if metric == "balanced_accuracy":
         recall_KR = _share(hit_NK, t, c_NR)
         return _mean((recall_KR + _share(~hit_NK, ~t, c_NR)) / 2 if many else recall_KR)
-    raise ValueError(f"no resamples of {metric!r}: choose from {', '.join(METRICS)}")
+    raise ValueError(f"no resamples of {metric!r}: choose from {', '.join(CHOICES)}")
+
+
+def of_label(metric: str) -> tuple[str, int] | None:
+    """("auroc", 3) of "auroc_3"; None for what is of all labels, or cannot be resampled."""
+    name, _, label = metric.rpartition("_")
+    return (name, int(label)) if name in OF_LABEL and label.isdecimal() else None
+
+
+def single(t_NK: np.ndarray, task: str, metric: str) -> int | None:
+    """Which column's AUROC the metric is; None if it is a mean of several, or no AUROC."""
+    name, label = of_label(metric) or (metric, None)
+    columns = judged(t_NK, t_NK, task)[2] if label is None else [label]
+    return columns[0] if name == "auroc" and len(columns) == 1 else None
 
 
 def interval(v_R: np.ndarray, level: float = 0.95) -> Interval:
@@ -152,21 +172,30 @@ def benjamini_hochberg(p_M: Sequence[float]) -> np.ndarray:
     return _placed(np.minimum.accumulate(adjusted[::-1])[::-1], order)
 
 
+def placements(scores_MN: np.ndarray, t_N: np.ndarray) -> np.ndarray:
+    """p_MN: of the images on the other side of the truth, the share that each is right about.
+
+    Their mean over the positives is the AUROC, and so it is over the negatives. What is linear in
+    AUROCs is so in placements, which is all that DeLong's variance needs.
+    """
+    scores_MN, t_N = np.atleast_2d(scores_MN), np.asarray(t_N) > 0.5
+    p_MN = np.empty(scores_MN.shape)
+    rank_MN = scipy.stats.rankdata(scores_MN, axis=1)
+    for own_N in (t_N, ~t_N):
+        below_Mn = rank_MN[:, own_N] - scipy.stats.rankdata(scores_MN[:, own_N], axis=1)
+        p_MN[:, own_N] = below_Mn / max(1, np.count_nonzero(~own_N))
+    p_MN[:, ~t_N] = 1 - p_MN[:, ~t_N]
+    return p_MN
+
+
 def delong(scores_MN: np.ndarray, t_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUROCs (M,) of M methods on the same images, and their covariance (M, M), without resamples.
 
     ValueError for fewer than two positives or negatives, which show no variance.
     DeLong et al. 1988; midranks as in Sun & Xu 2014, IEEE Signal Process. Lett. 21
     """
-    scores_MN, t_N = np.atleast_2d(scores_MN), np.asarray(t_N) > 0.5
-    ups, downs = int(t_N.sum()), int((~t_N).sum())
-    if min(ups, downs) < 2:
-        raise ValueError(f"DeLong's variance of {ups} positives and {downs} negatives: 2 at least")
-    rank_MN = scipy.stats.rankdata(scores_MN, axis=1)
-    beats_Mu = (rank_MN[:, t_N] - scipy.stats.rankdata(scores_MN[:, t_N], axis=1)) / downs
-    loses_Md = (rank_MN[:, ~t_N] - scipy.stats.rankdata(scores_MN[:, ~t_N], axis=1)) / ups
-    covariance_MM = np.atleast_2d(np.cov(beats_Mu) / ups + np.cov(loses_Md) / downs)
-    return beats_Mu.mean(1), covariance_MM
+    t_N = np.asarray(t_N) > 0.5
+    return _delong(placements(scores_MN, t_N), t_N)
 
 
 def delong_interval(scores_N: np.ndarray, t_N: np.ndarray, level: float = 0.95) -> Interval:
@@ -178,10 +207,20 @@ def delong_interval(scores_N: np.ndarray, t_N: np.ndarray, level: float = 0.95) 
 
 def delong_p(scores_N: np.ndarray, other_N: np.ndarray, t_N: np.ndarray) -> float:
     """Two-sided p of two AUROCs on the same images; 1 where they never differ."""
-    (a, b), v_22 = delong(np.stack([scores_N, other_N]), t_N)
-    if (variance := v_22[0, 0] + v_22[1, 1] - 2 * v_22[0, 1]) <= 1e-15:
-        return 1.0 if a == b else 0.0
-    return float(2 * scipy.stats.norm.sf(abs(a - b) / np.sqrt(variance)))
+    a_N, b_N = placements(np.stack([scores_N, other_N]), t_N)
+    return contrast_p(a_N - b_N, t_N)
+
+
+def contrast_p(d_N: np.ndarray, t_N: np.ndarray) -> float:
+    """DeLong's two-sided p of a linear contrast of AUROCs, which `d_N` is of their placements.
+
+    Of two means over seeds, say: d_N = p_SN.mean(0) - q_SN.mean(0) has the variance that the whole
+    covariance matrix gives, of all seeds of both. ValueError as for `delong`.
+    """
+    (d,), ((variance,),) = _delong(d_N, np.asarray(t_N) > 0.5)
+    if variance <= 1e-15:
+        return 1.0 if abs(d) < 1e-12 else 0.0
+    return float(2 * scipy.stats.norm.sf(abs(d) / np.sqrt(variance)))
 
 
 class Friedman(NamedTuple):
@@ -287,6 +326,7 @@ def components(
     if not crossed:
         found |= {"subset": found["interaction"], "interaction": np.nan}
     means_R = y_PSHR.mean((0, 1, 2))[1:]
+    means_R = means_R[~np.isnan(means_R)]
     return Components(
         **{name: max(v, 0.0) if v == v else v for name, v in found.items()},
         sampling=float(means_R.var(ddof=1)) if len(means_R) > 1 else np.nan,
@@ -333,6 +373,14 @@ def labels_needed(
     return tuple(
         Needed(None if np.isinf(f) else float(f), bool(f == fractions_F[0])) for f in found
     )
+
+
+def _delong(p_MN: np.ndarray, t_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    p_MN, ups = np.atleast_2d(p_MN), int(t_N.sum())
+    if min(ups, downs := len(t_N) - ups) < 2:
+        raise ValueError(f"DeLong's variance of {ups} positives and {downs} negatives: 2 at least")
+    covariance_MM = np.cov(p_MN[:, t_N]) / ups + np.cov(p_MN[:, ~t_N]) / downs
+    return p_MN[:, t_N].mean(1), np.atleast_2d(covariance_MM)
 
 
 def _chunks(c_NR: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:

@@ -135,6 +135,32 @@ def test_every_resample_is_judged_as_a_test_set_is(task, metric):
         assert found == pytest.approx(right, abs=1e-12)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_every_resample_of_one_label_is_judged_as_a_test_set_is(task):
+    s_NK, t_NK = drawn(task, 80, seed=1)
+    c_NR, seen = stats.resamples(80, 40), 0
+    for metric in (f"{name}_{k}" for name in stats.OF_LABEL for k in range(TASKS[task])):
+        v_R = stats.score(s_NK, t_NK, task, metric, c_NR)
+        for c_N, found in zip(c_NR.T, v_R, strict=True):
+            known = dict(classification(s_NK[images(c_N)], t_NK[images(c_N)], task))
+            if task != "binary-class" or metric.startswith("recall"):
+                assert found == pytest.approx(known.get(metric, np.nan), abs=1e-12, nan_ok=True)
+                seen += metric in known
+    assert seen > 40
+
+
+def test_which_auroc_is_of_one_column_alone():
+    for task, k in TASKS.items():
+        t_NK = np.zeros((3, k))
+        assert stats.single(t_NK, task, "auroc") == (1 if k == 2 else None)
+        assert stats.single(t_NK, task, "auroc_0") == 0
+        assert stats.single(t_NK, task, "recall_1") is None
+        assert stats.single(t_NK, task, "balanced_accuracy") is None
+    assert stats.single(np.zeros((3, 1)), "multi-label, binary-class", "auroc") == 0
+    assert stats.of_label("auroc_12") == ("auroc", 12)
+    assert stats.of_label("auroc") is stats.of_label("ece_1") is stats.of_label("auroc_x") is None
+
+
 def test_a_resample_without_any_auroc_has_no_number_and_no_part_in_the_interval():
     t_NK = np.eye(2)[[0, 0, 0, 0, 0, 1]]
     s_NK = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4], [0.2, 0.8], [0.4, 0.6]])
@@ -152,6 +178,8 @@ def test_what_cannot_be_resampled_is_a_sentence():
     c_NR = stats.resamples(20, 3)
     with pytest.raises(ValueError, match="no resamples of 'ece': choose from auroc, accuracy"):
         stats.score(s_NK, t_NK, "multi-class", "ece", c_NR)
+    with pytest.raises(ValueError, match="no resamples of 'auroc_5': choose from"):
+        stats.score(s_NK, t_NK, "multi-class", "auroc_5", c_NR)
     with pytest.raises(ValueError, match="not finite"):
         stats.score(s_NK * np.nan, t_NK, "multi-class", "auroc", c_NR)
 
@@ -305,6 +333,34 @@ def test_delong_is_the_one_that_looks_at_every_pair(digits):
         stats.delong(s_MN, np.arange(90) == 3)
 
 
+def test_placements_are_shares_of_pairs_whose_mean_is_the_auroc_on_either_side():
+    t_N, s_N = np.array([1, 0, 0, 1, 0]), np.array([0.9, 0.5, 0.1, 0.5, 0.7])
+    (p_N,) = stats.placements(s_N, t_N)
+    assert p_N == pytest.approx([1, 0.75, 1, 0.5, 0.5])
+    assert p_N[t_N == 1].mean() == p_N[t_N == 0].mean() == roc_auc_score(t_N, s_N)
+
+
+def test_a_contrast_of_means_over_seeds_has_the_variance_of_the_whole_matrix():
+    """Three seeds of one method, two of the other, all on the same images."""
+    rng, w_M = np.random.default_rng(4), np.r_[np.full(3, 1 / 3), -np.full(2, 1 / 2)]
+    t_N = rng.random(300) < 0.4
+    s_MN = 2 * rng.normal(size=300) + rng.normal(size=(5, 300)) + 1.2 * t_N
+    s_MN[:3] += 0.1 * t_N
+    p_MN = stats.placements(s_MN, t_N)
+    auroc_M, covariance_MM = stats.delong(s_MN, t_N)
+    z = w_M @ auroc_M / np.sqrt(w_M @ covariance_MM @ w_M)
+    found = stats.contrast_p(w_M @ p_MN, t_N)
+    assert found == pytest.approx(2 * NormalDist().cdf(-abs(z)), abs=1e-12)
+    assert 0.001 < found < 0.05
+    d_R = w_M @ stats.auroc(s_MN.T, np.tile(t_N, (5, 1)).T, stats.resamples(300, 4000))
+    assert stats.p_value(d_R) == pytest.approx(found, abs=0.01)
+    assert d_R[1:].std() == pytest.approx(np.sqrt(w_M @ covariance_MM @ w_M), rel=0.05)
+    pair = stats.contrast_p(p_MN[0] - p_MN[3], t_N)
+    assert pair == pytest.approx(stats.delong_p(s_MN[0], s_MN[3], t_N))
+    with pytest.raises(ValueError, match="1 positives and 299 negatives: 2 at least"):
+        stats.contrast_p(p_MN[0], np.arange(300) == 3)
+
+
 def test_delong_and_the_bootstrap_agree():
     t_NK, a_NK, b_NK = studies(0.85, 600, 8, seed=1, other=0.82)
     c_NR = stats.resamples(600, 2000)
@@ -422,6 +478,12 @@ def test_components_by_hand_what_one_seed_cannot_show_and_sampling_apart():
     sampled = stats.components({key: np.r_[x, x + noise_R] for key, x in v.items()})
     assert sampled[:3] == found[:3]
     assert sampled.sampling == pytest.approx(noise_R.var(ddof=1))
+
+
+def test_a_resample_without_a_number_is_left_out_of_the_sampling():
+    noise_R = np.random.default_rng(0).normal(size=1000)
+    found = stats.components({(p, 0, 0): np.r_[p, noise_R, np.nan] for p in range(2)})
+    assert found.sampling == pytest.approx(noise_R.var(ddof=1))
 
 
 def test_a_variance_below_zero_is_zero_and_said():
