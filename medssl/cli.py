@@ -50,6 +50,11 @@ class Format(StrEnum):
     parquet = "parquet"
 
 
+class Correction(StrEnum):
+    holm = "holm"
+    bh = "bh"
+
+
 @app.command()
 def run(sweep: SweepFile, store: StoreOption = STORE, data: DataOption = None) -> None:
     """Measure every cell that has no result yet. Run it again to resume, or to add cells."""
@@ -110,6 +115,19 @@ def table(
         str | None,
         typer.Option(help="With --bootstrap: method that the others differ from; default none."),
     ] = None,
+    correct: Annotated[
+        Correction | None,
+        typer.Option(
+            help="With --bootstrap: p of all differences of a table after Holm (the default) or "
+            "Benjamini-Hochberg."
+        ),
+    ] = None,
+    per_label: Annotated[
+        bool, typer.Option("--per-label", help="The metric of every label, and their mean.")
+    ] = False,
+    at: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="One column alone: 100%, 5-shot.")
+    ] = None,
 ) -> None:
     """The sweep's results as a table, or as a file to go on with."""
     with _sentences():
@@ -117,7 +135,9 @@ def table(
         from medssl.store import Store
 
         cells = planning.load(sweep).cells()
-        _table(cells, Store(store), metric, format, out, bootstrap, against, across)
+        chosen = {"bootstrap": bootstrap, "against": against, "correct": correct}
+        chosen |= {"per_label": per_label, "at": at, "across": across}
+        _table(cells, Store(store), metric, format, out, **chosen)
 
 
 @app.command()
@@ -417,6 +437,9 @@ def _table(
     out: Path | None,
     bootstrap: int = 0,
     against: str | None = None,
+    correct: Correction | None = None,
+    per_label: bool = False,
+    at: str | None = None,
     across: Across = Across.labels,
 ) -> None:
     from medssl import results
@@ -428,16 +451,16 @@ def _table(
         raise ValueError(f"no folder {out.parent} for {out.name}: make it, or name another --out")
     if out and out.is_dir():
         raise ValueError(f"--out {out} is a folder: name a file in it")
-    found = results.table(kept, cells)
-    if format in (Format.csv, Format.parquet):
-        if bootstrap:
-            raise ValueError(
-                f"--format {format} holds rows, without intervals: leave out --bootstrap"
-            )
-        if out is None:
-            raise ValueError(f"--format {format} writes a file: name it with --out FILE")
-        if out.suffix != f".{format}":
-            raise ValueError(f"--out {out} does not end in .{format}")
+    if correct and not bootstrap:
+        raise ValueError("--correct is of p, which is of resamples: add --bootstrap 1000")
+    found, file = results.table(kept, cells), format in (Format.csv, Format.parquet)
+    if file and out is None:
+        raise ValueError(f"--format {format} writes a file: name it with --out FILE")
+    if file and out.suffix != f".{format}":
+        raise ValueError(f"--out {out} does not end in .{format}")
+    if file and not bootstrap:
+        if per_label or at:
+            raise ValueError(f"--format {format} holds every row: leave out --per-label and --at")
         results.export(found, out)
         typer.echo(f"{found.num_rows} rows in {out}")
         return
@@ -446,27 +469,61 @@ def _table(
         return
     if left := results.missing(cells, kept):
         typer.echo(f"{len(left)} of {len(cells)} cells have no result yet", err=True)
+    rows = _rows(found, metric, per_label, at)
+    notes = tables.notes(rows)
+
+    def placed(made: list) -> list:
+        turned = across is Across.target
+        return [matrix for one in made for matrix in tables.matrix(one)] if turned else made
+
+    if not bootstrap:
+        _show(placed(tables.summaries(rows, metric, per_label)), notes, format, out)
+        return
+    from medssl.report import intervals, tidy
+    from medssl.spec import NONE
+
+    by_id, correct = {cell.id: cell for cell in cells}, correct or Correction.holm
+
+    def predictions(cell: str) -> dict:
+        return results.predictions(kept, by_id[cell])
+
+    asked = rows, metric, predictions, bootstrap, against, correct, per_label
+    if not file:
+        made, more = intervals.summaries(*asked)
+        _show(placed(made), notes + more, format, out)
+        return
+    compared, more = intervals.compare(*asked)
+    made = tidy.rows(compared, against or NONE, correct)
+    results.export(made, out)
+    typer.echo(f"{len(made)} numbers in {out}")
+    for note in notes + more:
+        typer.echo(f"note: {note}", err=True)
+
+
+def _rows(found, metric: str, per_label: bool, at: str | None) -> list[dict]:
+    """Those of the metric, or of it and of its labels; of one column alone if `at` says so."""
+    from medssl import results
+    from medssl.report import tables
+
     known = sorted(found["metric"].unique().to_pylist())
     if metric not in known:
         few = [name for name in known if ":" not in name]
         more = [name for name in known if ":" in name]
         told = ", ".join(few) + (f"; or of one set or group, as {more[0]}" if more else "")
         raise ValueError(f"no metric {metric!r} in this sweep: choose from {told}")
-    rows = results.only(found, metric).to_pylist()
-    notes = tables.notes(rows)
-    if bootstrap:
-        from medssl.report import intervals
+    single = tables.of_labels(known, metric) if per_label else []
+    if per_label and not single:
+        some = [name for name in known if tables.of_labels(known, name)]
+        raise ValueError(f"no {metric!r} of single labels: choose from {', '.join(some) or 'none'}")
+    rows = results.only(found, metric, *single).to_pylist()
 
-        by_id = {cell.id: cell for cell in cells}
-        found, more = intervals.summaries(
-            rows, metric, lambda cell: results.predictions(kept, by_id[cell]), bootstrap, against
-        )
-        notes += more
-    else:
-        found = tables.summaries(rows, metric)
-    if across is Across.target:
-        found = [matrix for one in found for matrix in tables.matrix(one)]
-    _show(found, notes, format, out)
+    def column(row: dict) -> tuple:
+        return row["shots"], row["label_fraction"]
+
+    columns = [tables.heading(known) for known in sorted(set(map(column, rows)))]
+    if at and at not in columns:
+        raise ValueError(f"no column {at!r}: choose from {', '.join(columns)}")
+    return [row for row in rows if at in (None, tables.heading(column(row)))]
 
 
 def _show(found: list, notes: list[str], format: Format, out: Path | None = None) -> None:

@@ -136,9 +136,9 @@ def set_aside_broken(cells: Iterable[Cell], store: Store) -> list[str]:
     return broken
 
 
-def only(rows: pa.Table, metric: str) -> pa.Table:
-    """The rows of one metric: an evaluation may have a thousand, and a dict of each is slow."""
-    return rows.filter(pc.field("metric") == metric)
+def only(rows: pa.Table, *metrics: str) -> pa.Table:
+    """The rows of some metrics: an evaluation may have a thousand, and a dict of each is slow."""
+    return rows.filter(pc.field("metric").isin(metrics))
 
 
 def predictions(store: Store, cell: Cell) -> dict[str, np.ndarray]:
@@ -162,8 +162,15 @@ def predictions(store: Store, cell: Cell) -> dict[str, np.ndarray]:
     return found
 
 
-def export(rows: pa.Table, path: Path) -> None:
-    """Every row, as .parquet or .csv; a file that was there stays until the new one is whole."""
+def export(rows: pa.Table | list[dict], path: Path) -> None:
+    """Every row, as .parquet or .csv; of dicts, a column without any value is one of numbers.
+
+    A file that was there stays until the new one is whole.
+    """
+    if isinstance(rows, list):
+        rows = pa.Table.from_pylist(rows)
+        none = [f.with_type(pa.float64()) if pa.types.is_null(f.type) else f for f in rows.schema]
+        rows = rows.cast(pa.schema(none))
     with whole(path.resolve()) as file:
         if path.suffix == ".csv":
             pyarrow.csv.write_csv(rows, file)

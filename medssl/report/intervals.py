@@ -9,38 +9,54 @@ No encoder, image or GPU is needed. A number is given an interval only if its pr
 the number itself; what has none is in the notes.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from math import ceil
 from statistics import stdev
 from string import ascii_lowercase
+from typing import NamedTuple
 
 import numpy as np
 
 from medssl import stats
-from medssl.report import tables
+from medssl.report import tables, variances
+from medssl.report.resampled import Place, Predictions, Resampled
 from medssl.report.tables import RECIPE, Grid, Known, Summary
 from medssl.spec import NONE
 
-START = "target", "source", "dataset", "backbone", "init", "image_size"  # shared with the baseline
+START = "target", "label", "source", "dataset", "backbone", "init", "image_size"  # as the baseline
 ALPHA = 0.05
-OTHERS = (
-    "the predictions that were kept, scored again, give another number than the table has: the two "
-    "are of different runs; delete rows/CELL.parquet in the store and run the sweep again"
-)
-Place = tuple[tuple[str, ...], Known]  # of a number in its table
+CORRECTIONS = {  # of p, for a family: its name, and what does it
+    "holm": ("Holm", stats.holm),
+    "bh": ("Benjamini-Hochberg", stats.benjamini_hochberg),
+}
 
 # N test images, K classes, R the test set and its resamples, M lines, D targets
 
 
-@dataclass
-class Resampled:
-    """A number of a table, and what it is on each resample of its test set."""
+class Difference(NamedTuple):
+    """Of a number to its baseline's, paired on the same resamples."""
 
-    v_R: np.ndarray
-    test_set: tuple[str, str]  # target and a digest of its labels: what can be paired
+    interval: stats.Interval
+    spread: float | None  # sd over pairs of one pretraining seed, where both have the same
+    p: float
+    adjusted: float  # p, for the family of its table
+    delong: float | None  # p by DeLong, where both are of a single AUROC
+
+    @property
+    def doubted(self) -> bool:
+        return self.delong is not None and (self.p <= ALPHA) != (self.delong <= ALPHA)
+
+
+@dataclass
+class Compared:
+    """A table and all that is known of its numbers."""
+
+    grid: Grid
+    numbers: dict[Place, Resampled]
+    best: set[Place]  # what may be the best of its column
+    differences: dict[Place, Difference]
 
 
 def summaries(
@@ -49,170 +65,207 @@ def summaries(
     predictions: Callable[[str], Mapping[str, np.ndarray]],
     count: int = 1000,
     against: str | None = None,
+    correct: str = "holm",
+    per_label: bool = False,
 ) -> tuple[list[Summary], list[str]]:
-    """`tables.summaries` with intervals, each followed by differences and ranks; and notes.
+    """What `compare` finds as tables, each followed by differences, ranks and variances; notes."""
+    found, notes = compare(rows, metric, predictions, count, against, correct, per_label)
+    made = []
+    for one in found:
+        made.append(_with_intervals(one, count))
+        made += _differences(one, against or NONE, count, CORRECTIONS[correct][0])
+        made += _ranks(one.grid)
+        spread, told = variances.summary(one.grid, one.numbers)
+        made += spread
+        notes += told
+    return made, list(dict.fromkeys(notes))
+
+
+def compare(
+    rows: Iterable[dict],
+    metric: str,
+    predictions: Callable[[str], Mapping[str, np.ndarray]],
+    count: int = 1000,
+    against: str | None = None,
+    correct: str = "holm",
+    per_label: bool = False,
+) -> tuple[list[Compared], list[str]]:
+    """Intervals and differences of the numbers of every table, and notes.
 
     `predictions` gives a cell's target (N, K) and scores (N, K) by its id, or raises ValueError or
-    OSError. `against` is the method of the baselines, none if there is one. ValueError for a metric
-    that is not of predictions, and for a baseline that is not in the table.
+    OSError. `against` is the method of the baselines, none if there is one. p are adjusted for all
+    differences of a table. ValueError for a metric that is not of predictions, and for a baseline
+    that is not in the table.
     """
-    if metric not in stats.METRICS:
+    if metric not in stats.METRICS and not stats.of_label(metric):
         raise ValueError(
             f"no intervals of {metric!r}: kept predictions of test images give "
-            f"{', '.join(stats.METRICS)}"
+            f"{', '.join(stats.CHOICES)}"
         )
     rows = list(rows)
     methods = sorted({row["method"] for row in rows})
     if against is not None and against not in methods:
         raise ValueError(f"no {against!r} to compare with: choose from {', '.join(methods)}")
-    found, told, read = [], {}, Predictions(predictions, metric, count)
-    for grid in tables.grids(rows, metric):
+    read = {name: Predictions(predictions, name, count) for name in {r["metric"] for r in rows}}
+    found, notes = [], []
+    for grid in tables.grids(rows, metric, per_label):
         numbers = {
             (line, known): number
             for line, of_line in grid.lines.items()
             for known, of_number in of_line.items()
-            if (number := read.number(of_number))
+            if (number := read[of_number[0]["metric"]].number(of_number))
         }
-        found.append(_with_intervals(grid, numbers, count))
-        found += _differences(grid, numbers, against or NONE, count, told)
-        found += _ranks(grid)
-    return found, [*told, *read.notes()]
+        differences = _compared(grid, numbers, against or NONE, CORRECTIONS[correct][1])
+        found.append(Compared(grid, numbers, _best(grid, numbers), differences))
+        notes += _too_few(len(differences), count, correct)
+    notes += [note for of_metric in read.values() for note in of_metric.notes()]
+    return found, list(dict.fromkeys(notes))
 
 
-class Predictions:
-    """The resampled numbers of cells, and why there are none."""
-
-    def __init__(self, predictions: Callable, metric: str, count: int):
-        self.predictions, self.metric = predictions, metric
-        self.absent: dict[str, set[str]] = defaultdict(set)
-        self.counts = lru_cache(2)(lambda n: stats.resamples(n, count))  # rows come by target
-
-    def number(self, rows: list[dict]) -> Resampled | None:
-        """The mean over seeds of the mean over subset seeds, as in the table; None if one lacks."""
-        cells = {row["cell"]: self._cell(row) for row in rows}
-        if None in cells.values():
-            return None
-        if len(test_sets := {cell.test_set for cell in cells.values()}) > 1:
-            self.absent["the seeds of a number have other test images"] |= cells.keys()
-            return None
-        v_R = np.mean(
-            [
-                np.mean([cells[row["cell"]].v_R for row in of_seed], axis=0)
-                for of_seed in tables.by_seed(rows).values()
-            ],
-            axis=0,
-        )
-        return Resampled(v_R, test_sets.pop())
-
-    def _cell(self, row: dict) -> Resampled | None:
-        try:
-            kept = self.predictions(row["cell"])
-            t_NK, heads = kept["target"], [kept["scores"]]
-        except (ValueError, OSError, KeyError):
-            self.absent["predictions are missing or cannot be read"].add(row["cell"])
-            return None
-        if not row["task"]:
-            self.absent["a row of an earlier version does not say its task"].add(row["cell"])
-            return None
-        heads += [more for name, more in kept.items() if name.startswith("scores_head_")]
-        counts_NR = self.counts(len(t_NK))
-        of_each = [stats.score(s, t_NK, row["task"], self.metric, counts_NR) for s in heads]
-        v_R = np.mean(of_each, axis=0)  # of several heads on one encoder, as their rows have it
-        if abs(v_R[0] - row["value"]) > 1e-9:
-            self.absent[OTHERS].add(row["cell"])
-            return None
-        digest = hashlib.sha256(np.ascontiguousarray(t_NK)).hexdigest()
-        return Resampled(v_R, (row["target"], digest))
-
-    def notes(self) -> list[str]:
-        return [
-            f"no interval where {why} ({len(cells)} cell{'s' * (len(cells) > 1)}: "
-            f"{', '.join(sorted(cells)[:3])}{', ...' * (len(cells) > 3)})"
-            for why, cells in self.absent.items()
-        ]
-
-
-def _with_intervals(grid: Grid, numbers: dict[Place, Resampled], count: int) -> Summary:
+def _best(grid: Grid, numbers: dict[Place, Resampled]) -> set[Place]:
     best: set[Place] = set()
-    for places in _columns(numbers).values():
+    for places in _columns(grid, numbers).values():
         if len(places) > 1:
             inside_M = stats.may_be_best(np.stack([numbers[place].v_R for place in places]))
             best |= {place for place, inside in zip(places, inside_M, strict=True) if inside}
+    return best
 
+
+def _columns(grid: Grid, numbers: dict[Place, Resampled]) -> dict[tuple, list[Place]]:
+    """The numbers that can be compared: one test set, one label of it, one share of the labels."""
+    found = defaultdict(list)
+    for (line, known), number in numbers.items():
+        found[number.test_set, _first(grid, line)["label"], known].append((line, known))
+    return found
+
+
+def _compared(
+    grid: Grid, numbers: dict[Place, Resampled], against: str, adjusted: Callable
+) -> dict[Place, Difference]:
+    """What each number has over its baseline's; none where there is no baseline."""
+    baseline = {line: _baseline(line, grid, against) for line in grid.lines}
+    pairs = {
+        (line, known): (number, other)
+        for (line, known), number in numbers.items()
+        if (other := numbers.get((baseline[line], known))) and number.test_set == other.test_set
+    }
+    d_R = {place: number.v_R - other.v_R for place, (number, other) in pairs.items()}
+    p = {place: stats.p_value(d) for place, d in d_R.items()}
+    family = dict(zip(p, adjusted(list(p.values())), strict=True)) if p else {}
+    return {
+        (line, known): Difference(
+            stats.interval(d_R[line, known]),
+            _spread(grid.lines[line][known], grid.lines[baseline[line]][known]),
+            p[line, known],
+            float(family[line, known]),
+            _delong(*pairs[line, known]),
+        )
+        for line, known in pairs
+    }
+
+
+def _delong(number: Resampled, other: Resampled) -> float | None:
+    if number.t_N is None:
+        return None
+    try:
+        return stats.contrast_p(number.placed_N - other.placed_N, number.t_N)
+    except ValueError:  # too few positives or negatives
+        return None
+
+
+def _too_few(family: int, count: int, correct: str) -> list[str]:
+    """A note where the smallest p that there can be does not survive the correction alone."""
+    alone = family * 2 / (count + 1)
+    if alone <= ALPHA:
+        return []
+    name, together = CORRECTIONS[correct][0], ceil(alone / ALPHA - 1e-9)
+    if correct == "holm" or together > family:
+        return [
+            f"{count:,} resamples cannot give a p of {family} below {ALPHA} after {name}: "
+            f"--bootstrap {40 * family} can"
+        ]
+    return [
+        f"{count:,} resamples give a p below {ALPHA} after {name} only where {together} or more of "
+        f"{family} are as small as can be: --bootstrap {40 * family} do for one alone"
+    ]
+
+
+def _with_intervals(of: Compared, count: int) -> Summary:
     def beside(line: tuple[str, ...], known: Known) -> str:
-        if not (number := numbers.get((line, known))):
+        if not (number := of.numbers.get((line, known))):
             return ""
         _, low, high = stats.interval(number.v_R)
-        return f" [{low:.3f}, {high:.3f}]" + " †" * ((line, known) in best)
+        return f" [{low:.3f}, {high:.3f}]" + " †" * ((line, known) in of.best)
 
     said = (
         f", [95 % interval of it on other test images, the encoders as they are: {count:,} "
         "resamples, the same for all lines]"
     )
-    if best:
+    if of.best:
         said += (
-            ", † not distinguishable from the best of its column on this target (the lines with † "
+            ", † not distinguishable from the best of its column on this target"
+            f"{' and label' * _per_label(of.grid)} (the lines with † "
             "hold the true best in 95 of 100 test sets)"
         )
-    return tables.summary(grid, beside, said)
+    return tables.summary(of.grid, beside, said)
 
 
-def _columns(numbers: dict[Place, Resampled]) -> dict[tuple, list[Place]]:
-    """The numbers that can be compared: one test set, one share of the labels."""
-    found = defaultdict(list)
-    for (line, known), number in numbers.items():
-        found[number.test_set, known].append((line, known))
-    return found
+def _per_label(grid: Grid) -> bool:
+    return "label" in grid.shown
 
 
-def _differences(
-    grid: Grid, numbers: dict[Place, Resampled], against: str, count: int, told: dict[str, None]
-) -> list[Summary]:
+def _differences(of: Compared, against: str, count: int, correction: str) -> list[Summary]:
     """A table of what each line has over its baseline, or none where there is no baseline."""
-    baseline = {line: _baseline(line, grid, against) for line in grid.lines}
-    d_R = {
-        (line, known): number.v_R - numbers[baseline[line], known].v_R
-        for (line, known), number in numbers.items()
-        if (baseline[line], known) in numbers
-        and number.test_set == numbers[baseline[line], known].test_set
-    }
-    if not d_R:
+    if not of.differences:
         return []
-    p = dict(zip(d_R, stats.holm([stats.p_value(d) for d in d_R.values()]), strict=True))
-    if len(p) * 2 / (count + 1) > ALPHA:
-        told[
-            f"{count:,} resamples cannot give a p of {len(p)} below {ALPHA} after Holm: "
-            f"--bootstrap {40 * len(p)} can"
-        ] = None
 
     def text(place: Place) -> str:
-        if place not in d_R:
+        if not (d := of.differences.get(place)):
             return "-"
-        value, low, high = stats.interval(d_R[place])
-        line, known = place
-        spread = _spread(grid.lines[line][known], grid.lines[baseline[line]][known])
-        return f"{value:+.3f}{spread} [{low:+.3f}, {high:+.3f}] {_p(p[place])}"
+        value, low, high = d.interval
+        spread = "" if d.spread is None else f" ± {d.spread:.3f}"
+        number = f"{value:+.3f}{spread} [{low:+.3f}, {high:+.3f}]"
+        return f"{number} {_p(d.adjusted)}" + " ‡" * d.doubted
 
-    lines = dict.fromkeys(line for line, _ in d_R)
+    lines = dict.fromkeys(line for line, _ in of.differences)
+    same = "target, label" if _per_label(of.grid) else "target"
     return [
         Summary(
-            title=f"{grid.title}, difference to {against}",
-            header=grid.header,
-            rows=[[*line, *(text((line, k)) for k in grid.columns)] for line in lines],
-            caption=f"difference to {against} of the same target, dataset, backbone, init and "
+            title=f"{of.grid.title}, difference to {against}",
+            header=of.grid.header,
+            rows=[[*line, *(text((line, k)) for k in of.grid.columns)] for line in lines],
+            caption=f"difference to {against} of the same {same}, dataset, backbone, init and "
             f"size: mean ± sd over pairs of one seed, [95 % interval on other test images] and p "
-            f"from {count:,} paired resamples; p is two-sided, after Holm over the {len(p)} of "
-            "this table, and of test images, not of seeds",
+            f"from {count:,} paired resamples; p is two-sided, after {correction} over the "
+            f"{len(of.differences)} of this table, and of test images, not of seeds"
+            + _checked(list(of.differences.values()), correction),
         )
     ]
 
 
-def _spread(rows: list[dict], other: list[dict]) -> str:
-    """± sd of the difference over pretraining seeds, where both have the same two or more."""
+def _checked(differences: list[Difference], correction: str) -> str:
+    """How far DeLong's p is from that of the resamples, both before the correction."""
+    apart = [abs(d.p - d.delong) for d in differences if d.delong is not None]
+    if not apart:
+        return ""
+    some = f" ({len(apart)} of {len(differences)}: it is of single AUROCs)"
+    return (
+        f"; before {correction} DeLong's p, which needs no resamples, is within "
+        f"{ceil(max(apart) * 1000) / 1000:.3f} of it{some * (len(apart) < len(differences))}, "
+        + (
+            f"and on the other side of {ALPHA} where there is ‡"
+            if any(d.doubted for d in differences)
+            else f"always on the same side of {ALPHA}"
+        )
+    )
+
+
+def _spread(rows: list[dict], other: list[dict]) -> float | None:
+    """sd of the difference over pretraining seeds, where both have the same two or more."""
     a, b = tables.by_seed(rows), tables.by_seed(other)
     if len(a) < 2 or a.keys() != b.keys():
-        return ""
-    return f" ± {stdev(tables.value(a[seed]) - tables.value(b[seed]) for seed in a):.3f}"
+        return None
+    return stdev(tables.value(a[seed]) - tables.value(b[seed]) for seed in a)
 
 
 def _baseline(line: tuple[str, ...], grid: Grid, against: str) -> tuple[str, ...] | None:
@@ -235,7 +288,10 @@ def _first(grid: Grid, line: tuple[str, ...]) -> dict:
 
 
 def _ranks(grid: Grid) -> list[Summary]:
-    """Mean ranks over the targets that all methods were judged on; none below three targets."""
+    """Mean ranks over the targets that all methods were judged on; none below three targets, and
+    none of single labels, which are others on each target."""
+    if _per_label(grid):
+        return []
     at = grid.shown.index("target")
     values: dict = defaultdict(lambda: defaultdict(dict))
     for line, of_line in grid.lines.items():

@@ -5,7 +5,8 @@ more seed would differ, not how sure the mean is. Several subset seeds are avera
 each pretraining seed. There is no ± where there is one seed, and none where all seeds agree to the
 last digit, as those of one file do; a cell that was not measured is a dash; a number of fewer seeds
 than the caption says is marked (n=...), and a method whose encoder collapsed says under how many
-seeds. What all encoders of a table share is in its caption.
+seeds. What all encoders of a table share is in its caption. Per label, each has lines of its own,
+under which stands their mean, `macro`: the metric that the table is of.
 """
 
 import re
@@ -20,6 +21,7 @@ RECIPE = ("views", "epochs", "batch_size", "optimizer", "learning_rate", "weight
 RECIPE += ("warmup_epochs", "sampling", "early_stop", "train_images")
 AXES = (
     "target",
+    "label",
     "source",
     "dataset",
     "backbone",
@@ -33,7 +35,7 @@ NOTED = ("backbone", "init", "image_size", *RECIPE)  # in the caption, where all
 QUIET = {
     axis: str(getattr(EncoderSpec, axis)) for axis in RECIPE[-3:]
 }  # of which a default goes unsaid
-
+MACRO = "macro"  # in the place of a label: the mean over all
 
 Known = tuple[int, float]  # shots and label fraction: columns in this order, shots last
 
@@ -71,22 +73,35 @@ class Grid:
         return [*self.shown, *map(heading, self.columns)]
 
 
-def summaries(rows: Iterable[dict], metric: str = "auroc") -> list[Summary]:
+def summaries(
+    rows: Iterable[dict], metric: str = "auroc", per_label: bool = False
+) -> list[Summary]:
     """Of the results table's rows (as dicts) those of `metric`, a table per evaluation."""
-    return [summary(grid) for grid in grids(rows, metric)]
+    return [summary(grid) for grid in grids(rows, metric, per_label)]
 
 
-def grids(rows: Iterable[dict], metric: str = "auroc") -> list[Grid]:
-    """The same, before anything is averaged."""
+def grids(rows: Iterable[dict], metric: str = "auroc", per_label: bool = False) -> list[Grid]:
+    """The same, before anything is averaged; `per_label` those of `of_labels` too."""
     by_eval: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    label = {metric: ""}
+    if per_label:
+        rows = list(rows)
+        metrics = of_labels({row["metric"] for row in rows}, metric)
+        label = {name: name.rpartition("_")[2] for name in metrics} | {metric: MACRO}
     for row in rows:
-        if row["metric"] == metric:
-            by_eval[row["eval"], row["settings"]].append(row)
+        if row["metric"] in label:
+            by_eval[row["eval"], row["settings"]].append({**row, "label": label[row["metric"]]})
     names = [name for name, _ in by_eval]
+    of = f"{metric} per label" if per_label else metric
     return [
-        _grid(f"{name} {metric}" + (f" {settings}" if names.count(name) > 1 else ""), found)
+        _grid(f"{name} {of}" + (f" {settings}" if names.count(name) > 1 else ""), found)
         for (name, settings), found in by_eval.items()
     ]
+
+
+def of_labels(metrics: Iterable[str], metric: str) -> list[str]:
+    """Those of the metrics that are `metric` of a single label: auroc_0, auroc_1, ..."""
+    return [name for name in metrics if re.fullmatch(rf"{re.escape(metric)}_\d+", name)]
 
 
 def notes(rows: Iterable[dict]) -> list[str]:
@@ -214,7 +229,8 @@ def markdown(tables: Iterable[Summary], notes: Iterable[str] = ()) -> str:
 
 def latex(tables: Iterable[Summary], notes: Iterable[str] = ()) -> str:
     """A booktabs tabular per table, then a small line per note, every special character escaped."""
-    special = {c: f"\\{c}" for c in "_%&#${}"} | {"±": r"$\pm$", "†": r"$^\dagger$", "<": "$<$"}
+    special = {c: f"\\{c}" for c in "_%&#${}"} | {"±": r"$\pm$", "<": "$<$"}
+    special |= {"†": r"$^\dagger$", "‡": r"$^\ddagger$"}
     special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 
     def escaped(text: str) -> str:
@@ -239,7 +255,12 @@ def _grid(title: str, rows: list[dict]) -> Grid:
     shown = [axis for axis in AXES if axis in ("target", "method") or _varies(rows, axis)]
     lines: dict = defaultdict(lambda: defaultdict(list))
     targets = list(dict.fromkeys(row["target"] for row in rows))
-    for row in sorted(rows, key=lambda row: targets.index(row["target"])):
+
+    def place(row: dict) -> tuple[int, bool, int]:
+        label = row["label"]
+        return targets.index(row["target"]), label == MACRO, int(label) if label.isdecimal() else 0
+
+    for row in sorted(rows, key=place):
         lines[tuple(_text(row, axis) for axis in shown)][_known(row)].append(row)
     return Grid(title, shown, lines)
 

@@ -1,0 +1,117 @@
+"""What is a number of a table on each resample of its test set?
+
+    the rows of a number -> the kept predictions of their cells -> v_R, averaged as in the table
+
+A number that its predictions do not give back has no resamples, and is in the notes.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from medssl import stats
+from medssl.report import tables
+from medssl.report.tables import Known
+
+OTHERS = (
+    "the predictions that were kept, scored again, give another number than the table has: the two "
+    "are of different runs; delete rows/CELL.parquet in the store and run the sweep again"
+)
+Place = tuple[tuple[str, ...], Known]  # of a number in its table
+
+# N test images, K classes, R the test set and its resamples, H heads
+
+
+@dataclass
+class Resampled:
+    """A number of a table, and what it is on each resample of its test set."""
+
+    v_R: np.ndarray
+    test_set: tuple[str, str]  # target and a digest of its labels: what can be paired
+    of_seeds: dict[tuple[int, int, int], float] = field(default_factory=dict)  # see `stats`
+    placed_N: np.ndarray | None = None  # DeLong's placements, where it is a mean of single AUROCs
+    t_N: np.ndarray | None = None  # and which images are positive there
+
+
+class _Cell(NamedTuple):
+    v_HR: np.ndarray
+    test_set: tuple[str, str]
+    placed_N: np.ndarray | None
+    t_N: np.ndarray | None
+
+
+class Predictions:
+    """The resampled numbers of cells, and why there are none."""
+
+    def __init__(self, predictions: Callable, metric: str, count: int):
+        self.predictions, self.metric, self.count = predictions, metric, count
+        self.absent: dict[str, set[str]] = defaultdict(set)
+
+    def number(self, rows: list[dict]) -> Resampled | None:
+        """The mean over seeds of the mean over subset seeds, as in the table; None if one lacks."""
+        cells = {row["cell"]: self._cell(row) for row in rows}
+        if None in cells.values():
+            return None
+        if len(test_sets := {cell.test_set for cell in cells.values()}) > 1:
+            self.absent["the seeds of a number have other test images"] |= cells.keys()
+            return None
+
+        def averaged(of: Callable[[_Cell], np.ndarray]) -> np.ndarray:
+            seeds = tables.by_seed(rows).values()
+            means = [np.mean([of(cells[row["cell"]]) for row in rows], axis=0) for rows in seeds]
+            return np.mean(means, axis=0)
+
+        one = cells[rows[0]["cell"]]
+        return Resampled(
+            averaged(lambda cell: cell.v_HR.mean(0)),
+            test_sets.pop(),
+            {
+                (row["seed"], row["subset_seed"], head): float(v_R[0])
+                for row in rows
+                for head, v_R in enumerate(cells[row["cell"]].v_HR)
+            },
+            None if one.t_N is None else averaged(lambda cell: cell.placed_N),
+            one.t_N,
+        )
+
+    def _cell(self, row: dict) -> _Cell | None:
+        try:
+            kept = self.predictions(row["cell"])
+            t_NK, heads = kept["target"], [kept["scores"]]
+        except (ValueError, OSError, KeyError):
+            self.absent["predictions are missing or cannot be read"].add(row["cell"])
+            return None
+        if not row["task"]:
+            self.absent["a row of an earlier version does not say its task"].add(row["cell"])
+            return None
+        heads += [more for name, more in kept.items() if name.startswith("scores_head_")]
+        counts_NR = _counts(len(t_NK), self.count)
+        v_HR = np.stack([
+            stats.score(s_NK, t_NK, row["task"], self.metric, counts_NR) for s_NK in heads
+        ])  # fmt: skip
+        if abs(v_HR[:, 0].mean() - row["value"]) > 1e-9:  # of several heads its row is the mean
+            self.absent[OTHERS].add(row["cell"])
+            return None
+        digest = hashlib.sha256(np.ascontiguousarray(t_NK)).hexdigest()
+        placed_N = t_N = None
+        if (k := stats.single(t_NK, row["task"], self.metric)) is not None:
+            t_N = np.asarray(t_NK[:, k]) > 0.5
+            placed_N = stats.placements(np.stack([s_NK[:, k] for s_NK in heads]), t_N).mean(0)
+        return _Cell(v_HR, (row["target"], digest), placed_N, t_N)
+
+    def notes(self) -> list[str]:
+        return [
+            f"no interval where {why} ({len(cells)} cell{'s' * (len(cells) > 1)}: "
+            f"{', '.join(sorted(cells)[:3])}{', ...' * (len(cells) > 3)})"
+            for why, cells in self.absent.items()
+        ]
+
+
+@lru_cache(2)  # rows come by target
+def _counts(n: int, count: int) -> np.ndarray:
+    return stats.resamples(n, count)
