@@ -51,10 +51,10 @@ def summary(grid: Grid, numbers: dict[Place, Resampled]) -> tuple[list[Summary],
             title=f"{grid.title}, where the spread is from",
             header=[*grid.shown, "labels", "seeds", *KINDS],
             rows=lines,
-            caption="sd of one number by another seed of one kind, all else the same: pretraining, "
+            caption="sd that another seed of one kind makes in the number of one run: pretraining, "
             "subset (which images have labels), interaction (subsets that suit one encoder), head "
             "(all that differs between two runs of an evaluation); seeds: pretraining x subset x "
-            "head; 0: estimated below it; -: one seed cannot show it, and it is part of what "
+            "head; 0: estimated below zero; -: one seed cannot show it, and it is part of what "
             "stands left of it; sampling: sd of the mean over all seeds on other test images, in "
             "none of the others",
         )
