@@ -241,7 +241,14 @@ def test_without_resamples_labels_are_lines_too(swept):
 
 
 def test_labels_of_other_targets_are_others_so_they_have_no_ranks_and_stand_in_order():
-    row = {"eval": "knn", "settings": "{}", "method": "none", "dataset": "d", "value": 0.5}
+    row = {
+        "eval": "knn",
+        "settings": "{}",
+        "method": "none",
+        "dataset": "d",
+        "source": None,
+        "value": 0.5,
+    }
     row |= dict.fromkeys((*tables.RECIPE, "backbone", "init", "image_size", "recipe"), "")
     row |= {"shots": 0, "label_fraction": 1.0, "seed": 0}
     rows = [
