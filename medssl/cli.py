@@ -161,19 +161,46 @@ def compare(
         from medssl.report import published, tables
         from medssl.store import Store
 
-        if format in (Format.csv, Format.parquet):
-            raise ValueError(f"--format {format}: choose from terminal, markdown, latex")
+        _of_tables(format)
         kept, cells = Store(store), planning.load(sweep).cells()
         if eval and eval not in (known := sorted({cell.eval for cell in cells})):
             raise ValueError(f"no {eval!r} in this sweep: choose from {', '.join(known)}")
         cells = [cell for cell in cells if eval in (None, cell.eval)]
         theirs = published.read(to, model)
         rows = results.table(kept, cells).to_pylist()
-        by_id = {cell.id: cell for cell in cells}
-        found, notes = published.compare(
-            rows, theirs, lambda cell: results.predictions(kept, by_id[cell])
-        )
+        found, notes = published.compare(rows, theirs, _predictions(cells, kept))
         _show(found, list(dict.fromkeys([*tables.notes(rows), *notes])), format)
+
+
+@app.command()
+def needed(
+    sweep: SweepFile,
+    store: StoreOption = STORE,
+    metric: Annotated[str, typer.Option(help="auroc, accuracy, balanced_accuracy.")] = "auroc",
+    against: Annotated[
+        str | None, typer.Option(help="Method of the baselines; default none.")
+    ] = None,
+    eval: Annotated[str | None, typer.Option(help="This evaluation alone: finetune.")] = None,
+    bootstrap: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Resamples of the test images.")
+    ] = 1000,
+    format: Annotated[Format, typer.Option(help="terminal, markdown or latex.")] = Format.terminal,
+) -> None:
+    """With how few labels each encoder reaches the baseline that has them all."""
+    with _sentences():
+        from medssl import plan as planning
+        from medssl import results
+        from medssl.report import needed, tables
+        from medssl.store import Store
+
+        _of_tables(format)
+        kept, cells = Store(store), planning.load(sweep).cells()
+        if not (rows := _rows(results.table(kept, cells), cells, kept, metric)):
+            return
+        found, notes = needed.summaries(
+            rows, metric, _predictions(cells, kept), bootstrap, against, eval
+        )
+        _show(found, [*tables.notes(rows), *notes], format)
 
 
 @app.command()
@@ -464,12 +491,8 @@ def _table(
         results.export(found, out)
         typer.echo(f"{found.num_rows} rows in {out}")
         return
-    if not found.num_rows:
-        typer.echo("no results yet")
+    if not (rows := _rows(found, cells, kept, metric, per_label, at)):
         return
-    if left := results.missing(cells, kept):
-        typer.echo(f"{len(left)} of {len(cells)} cells have no result yet", err=True)
-    rows = _rows(found, metric, per_label, at)
     notes = tables.notes(rows)
 
     def placed(made: list) -> list:
@@ -482,12 +505,8 @@ def _table(
     from medssl.report import intervals, tidy
     from medssl.spec import NONE
 
-    by_id, correct = {cell.id: cell for cell in cells}, correct or Correction.holm
-
-    def predictions(cell: str) -> dict:
-        return results.predictions(kept, by_id[cell])
-
-    asked = rows, metric, predictions, bootstrap, against, correct, per_label
+    correct = correct or Correction.holm
+    asked = rows, metric, _predictions(cells, kept), bootstrap, against, correct, per_label
     if not file:
         made, more = intervals.summaries(*asked)
         _show(placed(made), notes + more, format, out)
@@ -500,11 +519,21 @@ def _table(
         typer.echo(f"note: {note}", err=True)
 
 
-def _rows(found, metric: str, per_label: bool, at: str | None) -> list[dict]:
-    """Those of the metric, or of it and of its labels; of one column alone if `at` says so."""
+def _rows(
+    found, cells: list, kept, metric: str, per_label: bool = False, at: str | None = None
+) -> list[dict]:
+    """Those of the metric, or of it and of its labels; of one column alone if `at` says so.
+
+    None, and said so, where nothing is measured yet.
+    """
     from medssl import results
     from medssl.report import tables
 
+    if not found.num_rows:
+        typer.echo("no results yet")
+        return []
+    if left := results.missing(cells, kept):
+        typer.echo(f"{len(left)} of {len(cells)} cells have no result yet", err=True)
     known = sorted(found["metric"].unique().to_pylist())
     if metric not in known:
         few = [name for name in known if ":" not in name]
@@ -524,6 +553,19 @@ def _rows(found, metric: str, per_label: bool, at: str | None) -> list[dict]:
     if at and at not in columns:
         raise ValueError(f"no column {at!r}: choose from {', '.join(columns)}")
     return [row for row in rows if at in (None, tables.heading(column(row)))]
+
+
+def _predictions(cells: list, kept):
+    """What was kept of a cell's images, by its id."""
+    from medssl import results
+
+    by_id = {cell.id: cell for cell in cells}
+    return lambda name: results.predictions(kept, by_id[name])
+
+
+def _of_tables(format: Format) -> None:
+    if format in (Format.csv, Format.parquet):
+        raise ValueError(f"--format {format}: choose from terminal, markdown, latex")
 
 
 def _show(found: list, notes: list[str], format: Format, out: Path | None = None) -> None:

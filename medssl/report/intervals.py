@@ -97,15 +97,8 @@ def compare(
     differences of a table. ValueError for a metric that is not of predictions, and for a baseline
     that is not in the table.
     """
-    if metric not in stats.METRICS and not stats.of_label(metric):
-        raise ValueError(
-            f"no intervals of {metric!r}: kept predictions of test images give "
-            f"{', '.join(stats.CHOICES)}"
-        )
     rows = list(rows)
-    methods = sorted({row["method"] for row in rows})
-    if against is not None and against not in methods:
-        raise ValueError(f"no {against!r} to compare with: choose from {', '.join(methods)}")
+    check(rows, metric, against)
     read = {name: Predictions(predictions, name, count) for name in {r["metric"] for r in rows}}
     found, notes = [], []
     for grid in tables.grids(rows, metric, per_label):
@@ -122,6 +115,18 @@ def compare(
     return found, list(dict.fromkeys(notes))
 
 
+def check(rows: list[dict], metric: str, against: str | None) -> None:
+    """ValueError for a metric that is not of predictions, and for a method that is not there."""
+    if metric not in stats.METRICS and not stats.of_label(metric):
+        raise ValueError(
+            f"no intervals of {metric!r}: kept predictions of test images give "
+            f"{', '.join(stats.CHOICES)}"
+        )
+    methods = sorted({row["method"] for row in rows})
+    if against is not None and against not in methods:
+        raise ValueError(f"no {against!r} to compare with: choose from {', '.join(methods)}")
+
+
 def _best(grid: Grid, numbers: dict[Place, Resampled]) -> set[Place]:
     best: set[Place] = set()
     for places in _columns(grid, numbers).values():
@@ -135,7 +140,7 @@ def _columns(grid: Grid, numbers: dict[Place, Resampled]) -> dict[tuple, list[Pl
     """The numbers that can be compared: one test set, one label of it, one share of the labels."""
     found = defaultdict(list)
     for (line, known), number in numbers.items():
-        found[number.test_set, _first(grid, line)["label"], known].append((line, known))
+        found[number.test_set, first(grid, line)["label"], known].append((line, known))
     return found
 
 
@@ -143,11 +148,11 @@ def _compared(
     grid: Grid, numbers: dict[Place, Resampled], against: str, adjusted: Callable
 ) -> dict[Place, Difference]:
     """What each number has over its baseline's; none where there is no baseline."""
-    baseline = {line: _baseline(line, grid, against) for line in grid.lines}
+    base = {line: baseline(line, grid, against) for line in grid.lines}
     pairs = {
         (line, known): (number, other)
         for (line, known), number in numbers.items()
-        if (other := numbers.get((baseline[line], known))) and number.test_set == other.test_set
+        if (other := numbers.get((base[line], known))) and number.test_set == other.test_set
     }
     d_R = {place: number.v_R - other.v_R for place, (number, other) in pairs.items()}
     p = {place: stats.p_value(d) for place, d in d_R.items()}
@@ -155,7 +160,7 @@ def _compared(
     return {
         (line, known): Difference(
             stats.interval(d_R[line, known]),
-            _spread(grid.lines[line][known], grid.lines[baseline[line]][known]),
+            _spread(grid.lines[line][known], grid.lines[base[line]][known]),
             p[line, known],
             float(family[line, known]),
             _delong(*pairs[line, known]),
@@ -200,7 +205,7 @@ def _with_intervals(of: Compared, count: int) -> Summary:
     said = (
         f", [95 % interval of it on other test images, the encoders as they are: {count:,} "
         "resamples, the same for all lines]"
-    )
+    ) * bool(of.numbers)
     if of.best:
         said += (
             ", † not distinguishable from the best of its column on this target"
@@ -268,22 +273,27 @@ def _spread(rows: list[dict], other: list[dict]) -> float | None:
     return stdev(tables.value(a[seed]) - tables.value(b[seed]) for seed in a)
 
 
-def _baseline(line: tuple[str, ...], grid: Grid, against: str) -> tuple[str, ...] | None:
+def baseline(line: tuple[str, ...], grid: Grid, against: str) -> tuple[str, ...] | None:
     """The one line of `against` that shares what the line starts from; None if not just one."""
-    own = _first(grid, line)
+    own = first(grid, line)
     if own["method"] == against:
         return None
+    start = [axis for axis in START if axis != "dataset" or against != NONE]  # which has seen none
 
     def alike(axes: Iterable[str], lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-        return [o for o in lines if all(_first(grid, o)[axis] == own[axis] for axis in axes)]
+        def same(row: dict) -> bool:
+            return all(tables.text(row, axis) == tables.text(own, axis) for axis in axes)
 
-    found = alike(START, [o for o in grid.lines if _first(grid, o)["method"] == against])
+        return [line for line in lines if same(first(grid, line))]
+
+    found = alike(start, [o for o in grid.lines if first(grid, o)["method"] == against])
     if len(found) > 1:
         found = alike(RECIPE, found)
     return found[0] if len(found) == 1 else None
 
 
-def _first(grid: Grid, line: tuple[str, ...]) -> dict:
+def first(grid: Grid, line: tuple[str, ...]) -> dict:
+    """A row of the line, for the axes that its numbers share."""
     return next(iter(grid.lines[line].values()))[0]
 
 

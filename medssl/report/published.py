@@ -19,11 +19,10 @@ import numpy as np
 from medssl import stats
 from medssl.report import tables
 from medssl.report.intervals import Predictions
-from medssl.report.tables import Summary
+from medssl.report.tables import ALL_LABELS, Summary
 
 METRICS = {"auc": "auroc", "auroc": "auroc", "acc": "accuracy", "accuracy": "accuracy"}
 METRICS |= {"bacc": "balanced_accuracy", "balanced_accuracy": "balanced_accuracy"}
-ALL_LABELS = (0, 1.0)  # as `tables.Known`
 
 
 class Published(NamedTuple):

@@ -82,10 +82,13 @@ class Predictions:
     def _cell(self, row: dict) -> _Cell | None:
         try:
             kept = self.predictions(row["cell"])
-            t_NK, heads = kept["target"], [kept["scores"]]
-        except (ValueError, OSError, KeyError):
+        except (ValueError, OSError):
             self.absent["predictions are missing or cannot be read"].add(row["cell"])
             return None
+        if "scores" not in kept:
+            self.absent[f"{row['eval']} keeps no class scores"].add(row["cell"])
+            return None
+        t_NK, heads = kept["target"], [kept["scores"]]
         if not row["task"]:
             self.absent["a row of an earlier version does not say its task"].add(row["cell"])
             return None

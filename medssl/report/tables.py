@@ -38,6 +38,7 @@ QUIET = {
 MACRO = "macro"  # in the place of a label: the mean over all
 
 Known = tuple[int, float]  # shots and label fraction: columns in this order, shots last
+ALL_LABELS: Known = (0, 1.0)
 
 
 @dataclass
@@ -261,7 +262,7 @@ def _grid(title: str, rows: list[dict]) -> Grid:
         return targets.index(row["target"]), label == MACRO, int(label) if label.isdecimal() else 0
 
     for row in sorted(rows, key=place):
-        lines[tuple(_text(row, axis) for axis in shown)][_known(row)].append(row)
+        lines[tuple(text(row, axis) for axis in shown)][_known(row)].append(row)
     return Grid(title, shown, lines)
 
 
@@ -282,7 +283,7 @@ def _varies(rows: list[dict], axis: str) -> bool:
     if axis == "dataset":
         return any(row["target"] != row["dataset"] and row["method"] != NONE for row in rows)
     if axis == "source":
-        return any(_text(row, axis) != SAME for row in rows)
+        return any(text(row, axis) != SAME for row in rows)
     values = defaultdict(set)
     for row in rows:
         if not (axis in RECIPE and row["method"] == NONE):
@@ -292,10 +293,10 @@ def _varies(rows: list[dict], axis: str) -> bool:
 
 def _shared(rows: list[dict], axis: str) -> str:
     of_pretrained = [row for row in rows if row["method"] != NONE or axis not in RECIPE]
-    return _text(of_pretrained[0], axis) if of_pretrained else ""
+    return text(of_pretrained[0], axis) if of_pretrained else ""
 
 
-def _text(row: dict, axis: str) -> str:
+def text(row: dict, axis: str) -> str:
     value = row[axis]
     if axis == "source" and value in (None, row["target"]):  # None in a store of before
         return SAME
