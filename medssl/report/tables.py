@@ -297,6 +297,7 @@ def _shared(rows: list[dict], axis: str) -> str:
 
 
 def text(row: dict, axis: str) -> str:
+    """The row's value on an axis, as tables show it."""
     value = row[axis]
     if axis == "source" and value in (None, row["target"]):  # None in a store of before
         return SAME

@@ -6,6 +6,7 @@ from typer.testing import CliRunner
 
 from medssl import plan, results, stats
 from medssl.cli import app
+from medssl.report import needed as report
 from medssl.store import Store
 
 FILE = """
@@ -216,6 +217,32 @@ def test_a_baseline_has_the_target_and_the_backbone_of_its_line(tmp_path):
     ]
     needs = [line[-1].partition(" [")[0] for line in found]
     assert needs == ["32 %", "100 %", "56 %", "not reached"]
+
+
+def test_a_baseline_learned_from_the_same_set_whenever_it_was_measured(tmp_path):
+    """Judged on B: what learned B's labels, and what learned A's; some rows know no source."""
+    a, b = (f"medmnist/organ{plane}mnist" for plane in "ac")
+    sets = ("phantom/cells", a), ("epochs=1", f'epochs=1, target={b!r}, source=["same", {a!r}]')
+
+    def of(cell) -> float:
+        shift = 0.2 * (cell.source != cell.target) * (cell.encoder.method == "none")
+        return round(NONE[cell.label_fraction] - shift, 2)
+
+    swept = made(tmp_path, {"none": of, "simclr": of}, *sets)
+    assert [(line[1], line[-3], line[-1].partition(" [")[0]) for line in lines(swept)[2:]] == [
+        ("same", "0.800", "100 %"),
+        (a, "0.600", "10 %"),
+    ]
+    _, store, cells = swept
+    rows = results.table(store, cells).to_pylist()
+    for row in rows:  # of a store of before
+        if row["method"] == "none" and row["source"] == row["target"]:
+            row["source"] = None
+    by_id = {cell.id: cell for cell in cells}
+    (found,), notes = report.summaries(
+        rows, "auroc", lambda name: results.predictions(store, by_id[name]), COUNT
+    )
+    assert (len(found.rows), notes) == (4, [])
 
 
 def test_another_method_may_be_the_baseline(tmp_path):
