@@ -271,6 +271,37 @@ def test_the_sweep_over_inits_drops_what_a_backbone_has_not_and_has_every_kind_o
     assert kinds == {"random", "imagenet", "imagenet_ssl/dino", "dinov2", "bit", "supervised"}
 
 
+def test_remedis_is_in_distribution_shifted_and_retrained():
+    found = plan.load(ROOT / "sweeps/remedis.py")
+    cells = found.cells()
+    a, c, s = (f"medmnist/organ{plane}mnist" for plane in "acs")
+    scenarios = {
+        "in distribution": {(a, a)},
+        "zero-shot": {(c, a), (s, a)},
+        "retrained": {(c, c), (s, s)},
+    }
+    encoders = {cell.encoder for cell in cells}
+    assert {cell.encoder.dataset for cell in cells} == {a}
+    assert {(e.method, e.init, e.backbone, e.seed) for e in encoders} == {
+        (method, "bit", "bit/50x1", seed) for method in ("none", "simclr") for seed in range(3)
+    }
+    known = {(f, subset) for f in (0.01, 0.03, 0.1, 0.3) for subset in range(3)} | {(1.0, 0)}
+    asked = {
+        (encoder.id, *pair, *labels)
+        for encoder in encoders
+        for pairs in scenarios.values()
+        for pair in pairs
+        for labels in known
+    }
+    assert asked == {
+        (of.encoder.id, of.target, of.source, of.label_fraction, of.subset_seed) for of in cells
+    }
+    assert len(cells) == len(asked)
+    assert {(of.eval, dict(of.settings)["flip"]) for of in cells} == {("finetune", 0)}
+    assert not any(found.dropped().values())  # their classes are the same
+    assert len({(of.encoder.id, of.source, of.labels, of.subset_seed) for of in cells}) == 234
+
+
 def test_solo_learn_is_found_before_and_after_its_door_was_opened(tmp_path):
     importlib.import_module("medssl.methods._solo")
     found = plan.make(plan.load(ROOT / "sweeps/full_grid.py"), Store(tmp_path), tmp_path)
