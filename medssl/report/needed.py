@@ -83,7 +83,7 @@ def _table(
         if goal not in numbers:
             told[
                 f"no labels needed where {against} {start} has no line, or several, with all "
-                f'labels: it needs method="{against}" and label_fraction=1.0'
+                f'labels: it needs one, of method="{against}" and label_fraction=1.0'
             ].append(line)
         elif len(curve) > 1:
             scores = texts[goal[0]][at], texts[line][at]

@@ -253,6 +253,17 @@ def test_another_method_may_be_the_baseline(tmp_path):
     assert "simclr 100%" in needed(swept, "--against", "simclr")[1]
 
 
+def test_of_several_baselines_none_is_chosen(tmp_path):
+    more = ('"simclr"', '"simclr", ("simclr", {"temperature": 0.5}), "byol"')
+    curves = {"none": NONE, "simclr": curve(0.6, 0.7, 0.75), "byol": NONE}
+    swept = made(tmp_path, curves, more)
+    assert [line[1] for line in lines(swept, "--against", "simclr")] == ["simclr", "simclr"]
+    out = needed(swept, "--against", "simclr")[1].replace("\\", "")
+    told = 'has no line, or several, with all labels: it needs one, of method="simclr"'
+    assert told in out
+    assert [line[1] for line in lines(swept)] == ["none", "simclr", "simclr", "byol"]
+
+
 TWO = ('eval="knn"', 'eval=["knn", "linear_probe"]')
 
 
@@ -298,7 +309,7 @@ def test_a_line_without_a_curve_or_a_baseline_is_a_note_with_its_remedy(tmp_path
     out = needed(swept)[1].replace("\\", "")
     assert (
         "note: no labels needed where none of the same target, source, dataset, backbone, init, "
-        'image_size has no line, or several, with all labels: it needs method="none" and '
+        'image_size has no line, or several, with all labels: it needs one, of method="none" and '
         "label_fraction=1.0 (phantom/cells, vit/tiny-7, none and 1 more)"
     ) in out
     assert (
