@@ -273,12 +273,16 @@ def _spread(rows: list[dict], other: list[dict]) -> float | None:
     return stdev(tables.value(a[seed]) - tables.value(b[seed]) for seed in a)
 
 
+def start(*methods: str) -> list[str]:
+    """The axes that a line shares with its baseline; not the dataset, where one has seen none."""
+    return [axis for axis in START if axis != "dataset" or NONE not in methods]
+
+
 def baseline(line: tuple[str, ...], grid: Grid, against: str) -> tuple[str, ...] | None:
     """The one line of `against` that shares what the line starts from; None if not just one."""
     own = first(grid, line)
     if own["method"] == against:
         return None
-    start = [axis for axis in START if axis != "dataset" or against != NONE]  # which has seen none
 
     def alike(axes: Iterable[str], lines: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
         def same(row: dict) -> bool:
@@ -286,7 +290,10 @@ def baseline(line: tuple[str, ...], grid: Grid, against: str) -> tuple[str, ...]
 
         return [line for line in lines if same(first(grid, line))]
 
-    found = alike(start, [o for o in grid.lines if first(grid, o)["method"] == against])
+    found = alike(
+        start(own["method"], against),
+        [o for o in grid.lines if first(grid, o)["method"] == against],
+    )
     if len(found) > 1:
         found = alike(RECIPE, found)
     return found[0] if len(found) == 1 else None

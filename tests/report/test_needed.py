@@ -245,6 +245,23 @@ def test_a_baseline_learned_from_the_same_set_whenever_it_was_measured(tmp_path)
     assert (len(found.rows), notes) == (4, [])
 
 
+def test_none_is_the_baseline_of_every_pretraining_set(tmp_path):
+    """It has seen no set; another method is a baseline of its own set alone."""
+    two = ('"phantom/cells"', '["phantom/cells", "phantom/organs"], target="phantom/xray"')
+    method = ('"simclr"', '"simclr", "byol"')
+    curves = {"none": NONE, "simclr": curve(0.6, 0.7, 0.9), "byol": NONE}
+    swept = made(tmp_path, curves, two, method)
+    found = [(line[1], line[2], line[-1].partition(" [")[0]) for line in lines(swept)]
+    sets = "phantom/cells", "phantom/organs"
+    assert found == [
+        ("-", "none", "100 %"),
+        *((name, "simclr", "32 %") for name in sets),
+        *((name, "byol", "100 %") for name in sets),
+    ]
+    found = [line[1:3] for line in lines(swept, "--against", "simclr")]
+    assert found == [[name, method] for method in ("simclr", "byol") for name in sets]
+
+
 def test_another_method_may_be_the_baseline(tmp_path):
     swept = made(tmp_path, {"none": NONE, "simclr": curve(0.6, 0.7, 0.75)})
     none, simclr = lines(swept, "--against", "simclr")
@@ -308,7 +325,7 @@ def test_a_line_without_a_curve_or_a_baseline_is_a_note_with_its_remedy(tmp_path
     ]
     out = needed(swept)[1].replace("\\", "")
     assert (
-        "note: no labels needed where none of the same target, source, dataset, backbone, init, "
+        "note: no labels needed where none of the same target, source, backbone, init, "
         'image_size has no line, or several, with all labels: it needs one, of method="none" and '
         "label_fraction=1.0 (phantom/cells, vit/tiny-7, none and 1 more)"
     ) in out
@@ -323,7 +340,7 @@ def test_without_predictions_there_is_a_number_and_no_interval(tmp_path):
     lost = next(c for c in swept[2] if c.encoder.method == "simclr" and c.label_fraction == 0.1)
     swept[1].delete(f"predictions/{lost.id}.parquet")
     assert [line[4] for line in lines(swept)] == ["100 % [100 %, 100 %]", "32 %"]
-    told = "note: no interval where predictions are missing or cannot be read (1 cell)"
+    told = "note: no interval where predictions are missing or cannot be read (1 cell: "
     assert told in needed(swept)[1]
 
 
