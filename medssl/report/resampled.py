@@ -18,6 +18,7 @@ from medssl import stats
 from medssl.report import tables
 from medssl.report.tables import Known
 
+FEW = 10  # images on one side of an AUROC, of which resamples are too much alike
 OTHERS = (
     "the predictions that were kept, scored again, give another number than the table has: the two "
     "are of different runs; delete rows/CELL.parquet in the store and run the sweep again"
@@ -51,6 +52,7 @@ class Predictions:
     def __init__(self, predictions: Callable, metric: str, count: int):
         self.predictions, self.metric, self.count = predictions, metric, count
         self.absent: dict[str, set[str]] = defaultdict(set)
+        self.few: dict[str, int] = {}  # target -> images on the smaller side
 
     def number(self, rows: list[dict]) -> Resampled | None:
         """The mean over seeds of the mean over subset seeds, as in the table; None if one lacks."""
@@ -104,6 +106,13 @@ class Predictions:
         placed_N = t_N = None
         if (k := stats.single(t_NK, row["task"], self.metric)) is not None:
             t_N = np.asarray(t_NK[:, k]) > 0.5
+            if (side := min(t_N.sum(), (~t_N).sum())) < 2:  # it would never vary
+                self.absent["a label is that of a single test image, or of all but one"].add(
+                    row["cell"]
+                )
+                return None
+            if side < FEW:
+                self.few[row["target"]] = int(side)
             placed_N = stats.placements(np.stack([s_NK[:, k] for s_NK in heads]), t_N).mean(0)
         return _Cell(v_HR, (row["target"], digest), placed_N, t_N)
 
@@ -112,6 +121,10 @@ class Predictions:
             f"no interval where {why} ({len(cells)} cell{'s' * (len(cells) > 1)}: "
             f"{', '.join(sorted(cells)[:3])}{', ...' * (len(cells) > 3)})"
             for why, cells in self.absent.items()
+        ] + [
+            f"{self.metric} of {target} rests on {side} test images of one side: intervals are too "
+            "narrow and p too small where there are so few"
+            for target, side in self.few.items()
         ]
 
 
