@@ -233,14 +233,13 @@ def _differences(of: Compared, against: str, count: int, correction: str) -> lis
         return f"{number} {_p(d.adjusted)}" + " ‡" * d.doubted
 
     lines = dict.fromkeys(line for line, _ in of.differences)
-    same = "target, label" if _per_label(of.grid) else "target"
     return [
         Summary(
             title=f"{of.grid.title}, difference to {against}",
             header=of.grid.header,
             rows=[[*line, *(text((line, k)) for k in of.grid.columns)] for line in lines],
-            caption=f"difference to {against} of the same {same}, dataset, backbone, init and "
-            f"size: mean ± sd over pairs of one seed, [95 % interval on other test images] and p "
+            caption=f"difference to {against} of the same {shared(of.grid, against)}: "
+            "mean ± sd over pairs of one seed, [95 % interval on other test images] and p "
             f"from {count:,} paired resamples; p is two-sided, after {correction} over the "
             f"{len(of.differences)} of this table, and of test images, not of seeds"
             + _checked(list(of.differences.values()), correction),
@@ -276,6 +275,14 @@ def _spread(rows: list[dict], other: list[dict]) -> float | None:
 def start(*methods: str) -> list[str]:
     """The axes that a line shares with its baseline; not the dataset, where one has seen none."""
     return [axis for axis in START if axis != "dataset" or NONE not in methods]
+
+
+def shared(grid: Grid, against: str) -> str:
+    """`start` in words, of what the table tells apart."""
+    told = [
+        axis for axis in start(against) if axis not in ("label", "source") or axis in grid.shown
+    ]
+    return ", ".join(told)
 
 
 def baseline(line: tuple[str, ...], grid: Grid, against: str) -> tuple[str, ...] | None:

@@ -57,7 +57,7 @@ def _table(
     grid: Grid, read: Predictions, count: int, against: str, told: dict[str, list]
 ) -> list[Summary]:
     """The lines that have a curve and a baseline; `told` why the others are not there."""
-    start = f"of the same {', '.join(intervals.start(against))}"
+    start = f"of the same {intervals.shared(grid, against)}"
     said = (
         f"; labels needed: the smallest share with which a line reaches {against} with all labels, "
         f"{start} (of {against} itself: how few would have done), where between two measured "

@@ -213,7 +213,7 @@ def test_p_are_for_the_family_of_all_labels_and_their_mean(swept, correct, adjus
     for place, p in right.items():
         assert entries[place].removesuffix(" ‡").endswith(said(p))
     assert f"after {name} over the 16 of this table" in caption
-    assert "same target, label, dataset" in caption
+    assert "same target, label, backbone" in caption
     assert "(12 of 16: it is of single AUROCs)" in caption
 
 
@@ -279,7 +279,7 @@ def test_a_label_of_few_images_says_so_and_one_of_a_single_image_has_no_interval
         metrics = dict(classification(kept["scores"], kept["target"], ONE))
         results.save(made[1], cell, metrics, kept, {"task": ONE})
     out = table(made, "--format", "markdown")
-    single = "no interval where a label is that of a single test image, or of all but one (6 cells)"
+    single = "no interval where a label is that of a single test image, or of all but one (6 cells"
     assert (single in out) == (positives == 1)
     assert ("auroc of phantom/xray rests on 4 test images of one side" in out) == (positives == 4)
     assert ("difference to none" in out) == (" [0." in out) == (positives > 1)

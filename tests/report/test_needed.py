@@ -325,7 +325,7 @@ def test_a_line_without_a_curve_or_a_baseline_is_a_note_with_its_remedy(tmp_path
     ]
     out = needed(swept)[1].replace("\\", "")
     assert (
-        "note: no labels needed where none of the same target, source, backbone, init, "
+        "note: no labels needed where none of the same target, backbone, init, "
         'image_size has no line, or several, with all labels: it needs one, of method="none" and '
         "label_fraction=1.0 (phantom/cells, vit/tiny-7, none and 1 more)"
     ) in out
