@@ -17,9 +17,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 BINS = 15  # of equal width, for the calibration error
+BOUND = 5  # of log temperature: at e^-5 a score of 0.6 is one of 1, at e^5 all are alike
 SURE = 1e-6  # a vote of 0 or 1 has no logarithm; nothing is taken for surer than this
 
 # N images (of the set, where M are from elsewhere), K classes, L levels of a score
@@ -27,7 +29,7 @@ SURE = 1e-6  # a vote of 0 or 1 has no logarithm; nothing is taken for surer tha
 
 def classification(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
     """(name, value) of auroc, accuracy, balanced_accuracy and recall_k, all in [0, 1]."""
-    s, t, classes = judged(scores_NK, t_NK, task)
+    s, t, classes = columns(scores_NK, t_NK, task)
     hit_NK = decided(s, task)
     auroc = {k: roc_auc_score(t[:, k], s[:, k]) for k in classes if _told_apart(t[:, k])}
     if auroc:
@@ -38,7 +40,9 @@ def classification(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterat
     recall = {k: hit_NK[t[:, k], k].mean() for k in range(t.shape[1]) if t[:, k].any()}
     if many:  # mean over labels of the mean of sensitivity and specificity
         other = {k: right_NK[~t[:, k], k].mean() for k in recall if not t[:, k].all()}
-        yield "balanced_accuracy", float(np.mean([(recall[k] + other[k]) / 2 for k in other]))
+        if other:
+            both = [(recall[k] + other[k]) / 2 for k in other]
+            yield "balanced_accuracy", float(np.mean(both))
     else:
         yield "balanced_accuracy", float(np.mean(list(recall.values())))
     for k, value in recall.items():
@@ -66,7 +70,7 @@ def calibration(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
     exclude each other (so that of a binary task is twice the distance of one) and the mean over
     labels that do not; log_loss alike.
     """
-    s, t, _ = judged(scores_NK, t_NK, task)
+    s, t, _ = columns(scores_NK, t_NK, task)
     if task.startswith("multi-label"):
         ece = np.mean([_ece(s[:, k], t[:, k]) for k in range(t.shape[1])])
         brier = ((s - t) ** 2).mean()
@@ -78,14 +82,20 @@ def calibration(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
     yield "log_loss", _log_loss(_logits(s, task), t, task)
 
 
-def temperature(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> float:
-    """By what to divide logits so that log-loss is least; above 1 where scores are too sure."""
-    s, t, _ = judged(scores_NK, t_NK, task)
+def temperature(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> float | None:
+    """By what to divide logits so that log-loss is least; above 1 where scores are too sure.
+
+    None where there is no least: what is always right cannot be too sure.
+    """
+    s, t, _ = columns(scores_NK, t_NK, task)
     z_NK = _logits(s, task)
-    found = minimize_scalar(
-        lambda log: _log_loss(z_NK / np.exp(log), t, task), bounds=(-5, 5), method="bounded"
-    )
-    return float(np.exp(found.x))
+
+    def loss(log: float) -> float:
+        return _log_loss(z_NK / np.exp(log), t, task)
+
+    found = minimize_scalar(loss, bounds=(-BOUND, BOUND), method="bounded")
+    least = found.fun < min(loss(-BOUND), loss(BOUND)) - 1e-9
+    return float(np.exp(found.x)) if least else None
 
 
 def cooled(scores_NK: np.ndarray, temperature: float, task: str) -> np.ndarray:
@@ -97,7 +107,7 @@ def cooled(scores_NK: np.ndarray, temperature: float, task: str) -> np.ndarray:
 def thresholds(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> dict[int, float]:
     """For each class the score above which sensitivity + specificity is highest (Youden's), half
     way to the next lower score; without the classes that all images have, or none."""
-    s, t, classes = judged(scores_NK, t_NK, task)
+    s, t, classes = columns(scores_NK, t_NK, task)
     found = {}
     for k in classes:
         if _told_apart(t[:, k]):
@@ -113,7 +123,7 @@ def at(
     thresholds: dict[int, float], scores_NK: np.ndarray, t_NK: np.ndarray, task: str
 ) -> Iterator:
     """(name, value) of sensitivity and specificity, the mean over classes, and of each class."""
-    s, t, classes = judged(scores_NK, t_NK, task)
+    s, t, classes = columns(scores_NK, t_NK, task)
     usable = [k for k in classes if k in thresholds and _told_apart(t[:, k])]
     said = {k: s[:, k] > thresholds[k] for k in usable}
     for name, truth in (("sensitivity", t), ("specificity", ~t)):
@@ -125,7 +135,26 @@ def at(
                 yield f"{name}_{k}", float(value)
 
 
-def judged(
+def detection(in_N: np.ndarray, out_M: np.ndarray) -> Iterator:
+    """(name, value), in [0, 1], of scores that are to be larger in distribution than out of it.
+
+    aupr_in has the images in distribution as positives, aupr_out the others; both depend on how
+    many there are of each. fpr95_ood_accepted is the share from elsewhere that is accepted when
+    95 % in distribution are (ODIN, Liang et al. 2018), fpr95_id_flagged the share in distribution
+    that is flagged when 95 % from elsewhere are (OpenOOD 1.5). Equal scores are not separated.
+    """
+    s = np.concatenate([in_N, out_M]).astype(np.float64)
+    if not np.isfinite(s).all():
+        raise ValueError("scores are not finite: no metric is better than a false one")
+    inside = np.arange(len(s)) < len(in_N)
+    yield "auroc", float(roc_auc_score(inside, s))
+    yield "aupr_in", float(average_precision_score(inside, s))
+    yield "aupr_out", float(average_precision_score(~inside, -s))
+    yield "fpr95_ood_accepted", _fpr95(s[inside], s[~inside])
+    yield "fpr95_id_flagged", _fpr95(-s[~inside], -s[inside])
+
+
+def columns(
     scores_NK: np.ndarray, t_NK: np.ndarray, task: str
 ) -> tuple[np.ndarray, np.ndarray, Sequence[int]]:
     """Scores, targets, and which columns are judged: of a binary task the last alone."""
@@ -157,26 +186,7 @@ def _softmax(z_NK: np.ndarray) -> np.ndarray:
 def _log_loss(z_NK: np.ndarray, t_NK: np.ndarray, task: str) -> float:
     if task.startswith("multi-label"):
         return float((np.logaddexp(0, z_NK) - z_NK * t_NK).mean())
-    return float(-np.log(_softmax(z_NK)[t_NK]).mean())
-
-
-def detection(in_N: np.ndarray, out_M: np.ndarray) -> Iterator:
-    """(name, value), in [0, 1], of scores that are to be larger in distribution than out of it.
-
-    aupr_in has the images in distribution as positives, aupr_out the others; both depend on how
-    many there are of each. fpr95_ood_accepted is the share from elsewhere that is accepted when
-    95 % in distribution are (ODIN, Liang et al. 2018), fpr95_id_flagged the share in distribution
-    that is flagged when 95 % from elsewhere are (OpenOOD 1.5). Equal scores are not separated.
-    """
-    s = np.concatenate([in_N, out_M]).astype(np.float64)
-    if not np.isfinite(s).all():
-        raise ValueError("scores are not finite: no metric is better than a false one")
-    inside = np.arange(len(s)) < len(in_N)
-    yield "auroc", float(roc_auc_score(inside, s))
-    yield "aupr_in", float(average_precision_score(inside, s))
-    yield "aupr_out", float(average_precision_score(~inside, -s))
-    yield "fpr95_ood_accepted", _fpr95(s[inside], s[~inside])
-    yield "fpr95_id_flagged", _fpr95(-s[~inside], -s[inside])
+    return float((logsumexp(z_NK, axis=1) - z_NK[t_NK]).mean())
 
 
 def _fpr95(positive_N: np.ndarray, negative_M: np.ndarray) -> float:

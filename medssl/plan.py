@@ -232,7 +232,8 @@ def _unfit(cell: Cell) -> list[str]:
     """What the evaluation cannot ask of its target with these settings."""
     name, target, settings = cell.eval, cell.target, dict(cell.settings)
     told, groups = [], {k: v for k, v in settings.items() if isinstance(v, tuple)}
-    if groups and not set(cell.datasets) - {target, cell.source}:
+    own = datasets.members(target) | datasets.members(cell.source)
+    if groups and all(own & datasets.members(of) for of in cell.datasets):
         told.append(f"{name} has nothing to tell from {target}: name sets in {_sets(name)}")
     for twice in [n for n, times in Counter(sum(groups.values(), ())).items() if times > 1]:
         both = " and in ".join(group for group, names in groups.items() if twice in names)

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NamedTuple, get_args, get_origin
 class Range(NamedTuple):
     holds: Callable[[object], bool]
     says: str  # "it must be ..."
+    plain: Callable[[object], object] = lambda value: value  # one spelling of what is the same
 
 
 Count = Annotated[int, Range(lambda value: value > 0, "1 or more")]
@@ -20,6 +21,7 @@ Whole = Annotated[int, Range(lambda value: value >= 0, "0 or more")]
 Positive = Annotated[float, Range(lambda value: value > 0, "above 0")]
 Weight = Annotated[float, Range(lambda value: value >= 0, "0 or more")]
 Share = Annotated[float, Range(lambda value: 0 <= value <= 1, "from 0 to 1")]
+Several = Annotated[int, Range(lambda value: value > 1, "2 or more")]
 Pool = Annotated[str, Range(lambda value: value in ("test", "all"), "test or all")]  # of splits
 Sets = Annotated[tuple, Range(lambda value: True, "dataset names")]  # beside the target; any order
 
@@ -37,6 +39,7 @@ Corruptions = Annotated[
     Range(
         lambda value: value == "own" or _families() >= set(value.split("+")),
         f"own, or of {', '.join(sorted(_families()))} with + between",
+        lambda value: "+".join(sorted(set(value.split("+")))),
     ),
 ]
 

@@ -70,6 +70,7 @@ def _one(declared: type, name: str, value: object) -> Scalar:
     for allowed in ranges:
         if not allowed.holds(found):
             raise ValueError(f"{name}={value!r}: it must be {allowed.says}")
+        found = allowed.plain(found)
     return found
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import scipy.stats
 from scipy.sparse import csr_array
 
-from medssl.metrics import decided, judged
+from medssl.metrics import columns, decided
 
 CHUNK = 2**19  # counts at a time; sets memory and speed, never the answer
 METRICS = "auroc", "accuracy", "balanced_accuracy"
@@ -93,7 +93,7 @@ def score(
     scores_NK: np.ndarray, t_NK: np.ndarray, task: str, metric: str, c_NR: np.ndarray
 ) -> np.ndarray:
     """v_R: `metric` of every resample, as `metrics.classification` defines it for the task."""
-    s, t, classes = judged(scores_NK, t_NK, task)
+    s, t, classes = columns(scores_NK, t_NK, task)
     hit_NK, many = decided(s, task), task.startswith("multi-label")
     if (of := of_label(metric)) and of[1] < t.shape[1]:
         name, only = of[0], slice(of[1], of[1] + 1)
@@ -120,8 +120,8 @@ def of_label(metric: str) -> tuple[str, int] | None:
 def single(t_NK: np.ndarray, task: str, metric: str) -> int | None:
     """Which column's AUROC the metric is; None if it is a mean of several, or no AUROC."""
     name, label = of_label(metric) or (metric, None)
-    columns = judged(t_NK, t_NK, task)[2] if label is None else [label]
-    return columns[0] if name == "auroc" and len(columns) == 1 else None
+    asked = columns(t_NK, t_NK, task)[2] if label is None else [label]
+    return asked[0] if name == "auroc" and len(asked) == 1 else None
 
 
 def interval(v_R: np.ndarray, level: float = 0.95) -> Interval:

@@ -49,6 +49,8 @@ def test_grey_and_colour_can_be_compared(cells):
     grey = np.uint8(cells[:30].mean(3, keepdims=True).round())
     found = audit.overlap(images(cells[:30]), images(grey))
     assert (found.same, found.near) == (0, 30)
+    for one, other in ((grey, grey.repeat(3, 3)), (grey.repeat(3, 3), grey)):
+        assert audit.overlap(images(one), images(other)) == audit.Overlap(30, 0, 30)
 
 
 def test_breastmnist_has_twins_in_both_splits(data):

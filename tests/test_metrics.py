@@ -72,6 +72,24 @@ def test_a_class_that_is_not_in_the_split_is_left_out_not_zero():
     assert 0 < found["auroc"] < 1
 
 
+def test_labels_that_no_image_has_have_no_balanced_accuracy():
+    found = dict(
+        classification(np.full((4, 2), 0.2), np.zeros((4, 2)), "multi-label, binary-class")
+    )
+    assert found == {"accuracy": 1.0}
+
+
+def test_what_is_always_right_has_no_temperature():
+    """A lower one is always better: at the bound scores would be 0 or 1, and wrong ones ruinous."""
+    scores_NK, t_NK = np.array([[0.6, 0.4], [0.3, 0.7], [0.4, 0.6]]), np.eye(2)[[0, 1, 1]]
+    assert metrics.temperature(scores_NK, t_NK, "binary-class") is None
+    assert (
+        metrics.temperature(np.full((4, 2), 0.5), np.eye(2)[[0, 1, 1, 0]], "binary-class") is None
+    )
+    wrong = np.eye(2)[[1, 1, 1]]
+    assert 0 < metrics.temperature(scores_NK, wrong, "binary-class") < 100
+
+
 def test_scores_that_are_not_numbers_have_no_metric():
     scores_NK = np.full((4, 2), np.nan)
     with pytest.raises(ValueError, match="not finite"):

@@ -141,6 +141,12 @@ def parts(name: str) -> tuple[str, list[str]]:
     return family, variant.split("+")
 
 
+def members(name: str) -> set[str]:
+    """{"medmnist/organamnist", "medmnist/organcmnist"} of their union; of a set alone itself."""
+    family, _, variant = name.partition("/")
+    return {f"{family}/{one}" for one in variant.split("+")}
+
+
 def statistics(x_NHWC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel, (1, C) float32 in [0, 1], exact from counts."""
     level_256 = np.arange(256) / 255

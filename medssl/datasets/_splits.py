@@ -23,10 +23,13 @@ def subset(t_NK: np.ndarray, fraction: float, seed: int) -> np.ndarray:
 def shots(t_NK: np.ndarray, each: int, seed: int) -> np.ndarray:
     """Indices, ascending, of `each` images of every class, or all it has; nested, like `subset`.
 
-    Where an image has many labels it counts for all of them, and common labels exceed `each`.
+    Where an image has many labels it counts for all of them, and common labels exceed `each`; those
+    without any are a class of their own, or no head would ever see a healthy image.
     """
     order_N = order(t_NK, seed)
-    chosen = [order_N[t_NK[order_N, k] > 0][:each] for k in range(t_NK.shape[1])]
+    has_NK = t_NK[order_N] > 0
+    sets = [*has_NK.T, ~has_NK.any(1)]
+    chosen = [order_N[has_N][:each] for has_N in sets]
     return np.unique(np.concatenate(chosen))
 
 

@@ -81,7 +81,8 @@ def judged(task: str, of: Callable[[str], tuple[Tensor, Tensor]]) -> Iterator:
     """The metrics of `of`, split -> class scores and targets (N, K), on test and on validation.
 
     On test also how far its probabilities can be trusted, as they are and at the temperature that
-    suits validation best (`_scaled`), and what it finds at the threshold of validation.
+    suits validation best (`_scaled`; absent where none does), and what it finds at the threshold of
+    validation.
     """
     (scores_NK, t_NK), (val_NK, val_t_NK) = (
         [a.float().cpu().numpy() for a in of(split)] for split in ("test", "val")
@@ -90,8 +91,8 @@ def judged(task: str, of: Callable[[str], tuple[Tensor, Tensor]]) -> Iterator:
     for prefix, found in (("", (scores_NK, t_NK)), ("val_", (val_NK, val_t_NK))):
         for name, value in (*classification(*found, task), *calibration(*found, task)):
             yield prefix + name, value
-    warmth = metrics.temperature(val_NK, val_t_NK, task)
-    yield "temperature", warmth
-    for name, value in calibration(metrics.cooled(scores_NK, warmth, task), t_NK, task):
-        yield f"{name}_scaled", value
+    if warmth := metrics.temperature(val_NK, val_t_NK, task):
+        yield "temperature", warmth
+        for name, value in calibration(metrics.cooled(scores_NK, warmth, task), t_NK, task):
+            yield f"{name}_scaled", value
     yield from metrics.at(metrics.thresholds(val_NK, val_t_NK, task), scores_NK, t_NK, task)

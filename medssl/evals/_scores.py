@@ -123,11 +123,14 @@ def vim(x_MD: Tensor, logits: Callable[[Tensor], Tensor], left: Score) -> Score:
 
 
 def msp(z_NK: Tensor, many: bool) -> Tensor:
-    """Log of the largest probability: its order, where the probability itself would round to 1.
+    """Log odds of the largest probability: its order, where itself would round to 1.
 
     Hendrycks and Gimpel 2017, https://arxiv.org/abs/1610.02136
     """
-    return F.logsigmoid(z_NK.amax(1)) if many else z_NK.log_softmax(1).amax(1)
+    if many:
+        return z_NK.amax(1)
+    top_NK = z_NK.sort(1, descending=True).values
+    return top_NK[:, 0] - top_NK[:, 1:].logsumexp(1)
 
 
 def max_logit(z_NK: Tensor, many: bool) -> Tensor:

@@ -29,6 +29,12 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
     `config` is `finetune.Config`.
     """
     images, many = subject.images("train"), subject.task.startswith("multi-label")
+    t_VK = torch.from_numpy(subject.images("val").t_NK)
+    if config.choose == "auroc" and not (t_VK.amin(0) < t_VK.amax(0)).any():
+        raise ValueError(
+            "choose='auroc' has nothing to choose by: all images of validation are of one class; "
+            "choose='log_loss' does without"
+        )
     seed = random.Random(f"{config.seed} {subject.seed}").getrandbits(48)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -44,12 +50,12 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
     positive_K = ((1 - t_NK).sum(0) / t_NK.sum(0).clamp_min(1)).clamp_min(1) if many else None
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=config.weight_decay, fused=True)
     order, generator = torch.Generator().manual_seed(seed), torch.Generator(device)
-    batch = min(config.batch_size, len(images))
+    batch = max(2, min(config.batch_size, len(images)))  # of one image BatchNorm has no spread
     steps = max(config.updates, round(config.epochs * len(images) / batch))
     best, best_step, kept, waiting = math.inf, 0, None, torch.empty(0, dtype=torch.long)
 
     for step in range(steps):
-        if len(waiting) < batch:
+        while len(waiting) < batch:
             waiting = torch.cat([waiting, torch.randperm(len(images), generator=order)])
         picked_B, waiting = waiting[:batch].to(device), waiting[batch:]
         domain_B = domain_N[picked_B]
@@ -66,11 +72,11 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
         log_loss(z_BK.float(), t_NK[picked_B], positive_K).backward()
         optimizer.step()
         if due(step + 1, steps, config.looks):
-            z_VK, t_VK = subject.outputs(model, "val"), torch.from_numpy(subject.images("val").t_NK)
+            z_VK = subject.outputs(model, "val")
             found = log_loss(z_VK, t_VK, positive_K).item()
             if config.choose == "auroc":
                 scored = classification(probabilities(z_VK, many).numpy(), t_VK, subject.task)
-                found = -dict(scored).get("auroc", -math.inf)
+                found = -dict(scored)["auroc"]
             if found < best or kept is None:
                 best, best_step, kept = found, step + 1, copy.deepcopy(model.state_dict())
 

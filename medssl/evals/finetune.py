@@ -17,7 +17,7 @@ from torch import Tensor
 
 from medssl.evals import Subject, judged
 from medssl.evals._training import fit, probabilities
-from medssl.ranges import Count, Positive, Share, Weight, Whole
+from medssl.ranges import Count, Positive, Several, Share, Weight, Whole
 
 # N images, K classes
 
@@ -27,7 +27,7 @@ class Config:
     version: int = 3  # raise it when a fix makes old results wrong; they are then run again
     epochs: Count = 50  # passes over the labelled images
     updates: Count = 300  # at least; what a handful of labels needs to be learned at all
-    batch_size: Count = 64  # images
+    batch_size: Several = 64  # images
     learning_rate: Positive = 3e-4  # AdamW's, of encoder and head; random weights like 1e-3
     weight_decay: Weight = 0.05  # AdamW's, of all parameters; with 0 it is Adam
     schedule: Literal["cosine", "steps"] = "cosine"  # to 0; or to a tenth at 1/2, again at 3/4

@@ -28,7 +28,7 @@ TEMPERATURES = (0.02, 0.04, 0.07, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 @dataclass(frozen=True)
 class Config:
-    version: int = 1  # raise it when a fix makes old results wrong; they are then run again
+    version: int = 2  # raise it when a fix makes old results wrong; they are then run again
     neighbours: Count = 20  # J; a smaller bank votes whole
     temperature: Positive = 0.07  # lower trusts the nearest more; of no effect on euclidean
     distance: Literal["cosine", "euclidean"] = "cosine"  # votes by weight, or one each
@@ -76,10 +76,14 @@ def nearest(bank: Features, x_ND: Tensor, config: Config) -> tuple[Tensor, Tenso
 
 def counted(bank: Features, near: tuple[Tensor, Tensor], config: Config) -> Tensor:
     """Class scores (N, K) of the votes of `nearest`, or of the first of them."""
-    scores = []
+    cosine, scores = config.distance == "cosine", []
     for close_BJ, near_BJ in zip(*(a_NJ.split(CHUNK) for a_NJ in near), strict=True):
         close_BJ, near_BJ = (a_BJ[:, : config.neighbours] for a_BJ in (close_BJ, near_BJ))
-        one_each = torch.zeros_like(close_BJ, dtype=torch.float32)
-        weight_BJ = close_BJ / config.temperature if config.distance == "cosine" else one_each
-        scores.append(torch.einsum("bj,bjk->bk", weight_BJ.softmax(1), bank.t_NK[near_BJ]))
+        weight_BJ = (close_BJ / config.temperature).softmax(1) if cosine else None
+        voted_BJK = bank.t_NK[near_BJ]
+        scores.append(
+            torch.einsum("bj,bjk->bk", weight_BJ, voted_BJK)
+            if cosine
+            else voted_BJK.sum(1) / near_BJ.shape[1]  # whole votes: ten of twenty are one half
+        )
     return torch.cat(scores)

@@ -3,9 +3,9 @@
     features of training images -> nine scores of an image -> test images of the target against
     those of the sets in `near` and `far`, each pair a binary question
 
-Nothing is chosen: there is no validation. Strangers are normalised as the source's images are, for
-nobody knows where an image is from. knn and ssd need no label; residual and those of logits ask the
-linear probe. Metrics are SCORE/METRIC:SET, :near, :far, SCORE/METRIC; auroc is mahalanobis/auroc.
+Strangers are normalised as the source's images are: nobody knows where an image is from. knn and
+ssd need no label; residual and those of logits ask the linear probe, whose penalty alone is chosen.
+Metrics are SCORE/METRIC:SET, :near, :far, SCORE/METRIC; auroc is mahalanobis/auroc.
 Bundele et al. 2024, https://arxiv.org/abs/2412.19124; OpenOOD, https://arxiv.org/abs/2306.09301
 """
 
@@ -16,6 +16,7 @@ from statistics import mean
 
 import torch
 
+from medssl.datasets import members
 from medssl.evals import Subject, _scores, linear_probe
 from medssl.metrics import detection
 from medssl.ranges import Count, Pool, Sets, Share
@@ -27,8 +28,8 @@ CHUNK = 2048  # B; sets memory, never the answer
 
 @dataclass(frozen=True)
 class Config:
-    version: int = 1  # raise it when a fix, the probe's too, makes old results wrong
-    near: Sets = ()  # sets of another kind, yet alike; the target itself is left out
+    version: int = 2  # raise it when a fix, the probe's too, makes old results wrong
+    near: Sets = ()  # sets of another kind, yet alike; what has the target in it is left out
     far: Sets = ()  # sets that are nothing like it; one list can serve every target of a sweep
     ood_pool: Pool = "test"  # their test images; "all" of their images, as the reference
     neighbours: Count = 50  # knn's, at most a hundredth of the training images
@@ -37,8 +38,8 @@ class Config:
 
 def evaluate(subject: Subject, config: Config) -> Iterator:
     """Metrics; and a float32 score of every image, "SCORE" (N,) and, of a set, "SCORE:SET"."""
-    own, named = (subject.source, subject.target), {"near": config.near, "far": config.far}
-    groups = {k: [name for name in v if name not in own] for k, v in named.items()}
+    own = members(subject.source) | members(subject.target)
+    groups = {k: [n for n in getattr(config, k) if not own & members(n)] for k in ("near", "far")}
     sets = list(dict.fromkeys(groups["near"] + groups["far"]))
     if not sets:
         raise ValueError(f"ood has nothing to tell from {subject.target}: name sets in near or far")
@@ -62,9 +63,8 @@ def evaluate(subject: Subject, config: Config) -> Iterator:
                 yield f"{name}/{metric}:{elsewhere}", value
                 found[name, metric][elsewhere] = value
     for (name, metric), by_set in found.items():
-        for group, members in groups.items():
-            if members:
-                yield f"{name}/{metric}:{group}", mean(by_set[member] for member in members)
+        for group in filter(groups.get, groups):
+            yield f"{name}/{metric}:{group}", mean(by_set[n] for n in groups[group])
         yield f"{name}/{metric}", mean(by_set.values())
     yield "auroc", mean(found["mahalanobis", "auroc"].values())
 

@@ -51,8 +51,9 @@ def evaluate(subject: Subject, config: Config) -> Iterator:
     def measured(change: Change | None = None) -> dict[str, float]:
         scores_NK = scores(subject.outputs(model, "test", change))
         found = dict(classification(scores_NK.float().numpy(), t_NK, subject.task))
-        aurocs = {"auroc": found["auroc"]} if "auroc" in found else {}
-        return {"error": 1 - found["balanced_accuracy"]} | aurocs
+        if "balanced_accuracy" in found:
+            found["error"] = 1 - found["balanced_accuracy"]
+        return {metric: found[metric] for metric in ("error", "auroc") if metric in found}
 
     clean = measured()
     yield from ((f"clean_{metric}", value) for metric, value in clean.items())

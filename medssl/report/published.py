@@ -22,6 +22,7 @@ from medssl.report.intervals import Predictions
 from medssl.report.tables import ALL_LABELS, Summary
 
 METRICS = {"auc": "auroc", "auroc": "auroc", "acc": "accuracy", "accuracy": "accuracy"}
+ABSENT = "", "-", "–", "—", "n/a", "na", "nan"
 METRICS |= {"bacc": "balanced_accuracy", "balanced_accuracy": "balanced_accuracy"}
 
 
@@ -35,7 +36,7 @@ class Published(NamedTuple):
 
 def read(file: Path, only: str | None = None) -> list[Published]:
     """The numbers of a CSV with a column `dataset`, columns named auc, acc, ... (auc64: at 64 px),
-    in [0, 1] or in %, and others that say whose they are; those alone in which one is `only`.
+    each in [0, 1] or in %, and others that say whose they are; those alone in which one is `only`.
 
     ValueError with a remedy where it is no such file, or has no `only`.
     """
@@ -57,15 +58,31 @@ def read(file: Path, only: str | None = None) -> list[Published]:
     if not kept:
         known = sorted({line[c] for line in lines for c in told})
         raise ValueError(f"{file} has no {only!r}: choose from {', '.join(known)}")
+    values = {column: _column(file, lines, column) for column in numbers}
     found = []
-    for line in kept:
+    for at, line in enumerate(lines):
         of = " ".join(filter(None, (line[c] for c in told)))
         for column, match in numbers.items():
-            if line[column]:
-                value, size = float(line[column]), int(match[2]) if match[2] else None
+            if line in kept and (value := values[column][at]) is not None:
+                size = int(match[2]) if match[2] else None
                 found.append(Published(line["dataset"], of, METRICS[match[1]], size, value))
-    percent = any(one.value > 1.5 for one in found)
-    return [one._replace(value=one.value / 100) if percent else one for one in found]
+    return found
+
+
+def _column(file: Path, lines: list[dict], column: str) -> list[float | None]:
+    """The numbers of a column, in [0, 1] whatever they are in; None where there is none."""
+    found = []
+    for at, line in enumerate(lines, 2):
+        try:
+            text = (line[column] or "").strip().rstrip("%")
+            found.append(None if text.lower() in ABSENT else float(text))
+        except ValueError:
+            raise ValueError(
+                f"{file}, line {at}: {column} is {line[column]!r}, no number: write - where there "
+                "is none"
+            ) from None
+    percent = any(value is not None and value > 1.5 for value in found)
+    return [value if value is None or not percent else value / 100 for value in found]
 
 
 def compare(

@@ -77,7 +77,8 @@ def test_classes_that_have_fewer_images_are_told(one_hot):
 
 def test_shots_of_many_labels_hold_at_least_so_many_of_each(multi_hot):
     kept = shots(multi_hot, 5, seed=0)
-    assert len(kept) == len(set(kept)) <= 5 * 6
+    assert len(kept) == len(set(kept)) <= 5 * 7
+    assert (multi_hot[kept].sum(1) == 0).sum() == 5  # without any: a class of its own
     assert (multi_hot[kept].sum(0) >= np.minimum(5, multi_hot.sum(0))).all()
 
 

@@ -5,12 +5,14 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_every_eval import patterns, subject_of
 
 from medssl.evals import _training, finetune
 from medssl.plan import load
+from medssl.spec import settings
 
 QUICK = finetune.Config(epochs=2, updates=1, batch_size=4, smallest_crop=1.0, flip=0.0)
 
@@ -72,6 +74,28 @@ def test_validation_chooses_by_what_it_is_told_to(choose, kept, monkeypatch):
     monkeypatch.setattr(subject, "outputs", lambda *_: torch.stack([-(z := next(looks)), z], 1))
     one_epoch = replace(QUICK, epochs=1, batch_size=250, looks=2, choose=choose)
     assert _training.fit(subject, one_epoch)[1] == kept
+
+
+def test_a_validation_of_one_class_cannot_choose_by_auroc():
+    splits = patterns(2, many=False, shuffled=False)
+    one = replace(splits["val"], t_NK=splits["val"].t_NK * 0 + np.float32([1, 0]))
+    subject = subject_of(splits | {"val": one}, "binary-class")
+    with pytest.raises(ValueError, match="choose='log_loss' does without"):
+        _training.fit(subject, replace(QUICK, choose="auroc"))
+    assert _training.fit(subject, QUICK)[1]
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_no_batch_is_of_one_image(images, monkeypatch):
+    splits, seen = patterns(2, many=False, shuffled=False), []
+    few = splits["train"].part(np.arange(images))
+    real = _training.look
+    monkeypatch.setattr(_training, "look", lambda v, x, *r: seen.append(len(x)) or real(v, x, *r))
+    subject = subject_of(splits | {"train": few}, "binary-class")
+    _training.fit(subject, replace(QUICK, batch_size=1))
+    assert set(seen) == {2}
+    with pytest.raises(ValueError, match="finetune batch_size=1: it must be 2 or more"):
+        settings("evals", ("finetune", {"batch_size": 1}))
 
 
 def test_the_published_recipe_is_a_sweep():

@@ -18,6 +18,15 @@ def test_test_and_validation_are_not_traded():
     assert np.array_equal(found["scores"], t_NK.numpy())
 
 
+def test_a_validation_that_is_always_right_scales_nothing():
+    t_NK = torch.eye(2).repeat(50, 1)
+    held = dict.fromkeys(("test", "val"), Features((t_NK + 1) / 3, t_NK))
+    subject = Judged(lambda: None, lambda d, s, source: held[s], "a/1", "binary-class")
+    found = dict(judge(subject, lambda x_ND: x_ND))
+    assert {"brier", "sensitivity"} < found.keys()
+    assert not {"temperature", "brier_scaled", "ece_scaled"} & found.keys()
+
+
 def test_temperature_and_threshold_are_chosen_on_validation_and_used_on_test():
     """Validation is as sure as it is right and wants a threshold of 0.8; test is neither."""
     rng = np.random.default_rng(0)

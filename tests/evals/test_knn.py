@@ -40,6 +40,13 @@ def test_one_vote_each_is_scikit_learns(neighbours):
     assert mine["accuracy"] == (predicted_N == splits["test"].t_NK.argmax(1).numpy()).mean()
 
 
+def test_half_of_the_votes_are_one_half():
+    """In float32 ten times a twentieth is more, and the image would count as positive."""
+    bank = Features(torch.zeros(20, 3), torch.eye(2).repeat(10, 1))
+    few = knn.Config(distance="euclidean", neighbours=20)
+    assert (knn.vote(bank, torch.ones(5, 3), few) == 0.5).all()
+
+
 def test_weighted_votes_are_the_papers():
     splits = held()
     mine = scores(splits, neighbours=7, temperature=0.1)["scores"]

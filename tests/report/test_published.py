@@ -74,6 +74,21 @@ def test_one_evaluation_can_be_compared_alone(tmp_path, swept):
     assert "no 'fine_tune' in this sweep: choose from finetune, knn" in " ".join(out.split())
 
 
+def test_every_column_has_its_unit_and_a_dash_is_no_number(tmp_path):
+    file = tmp_path / "mixed.csv"
+    file.write_text("dataset,auc,acc\na,0.9,86.3\nb,-,81.2\nc,n/a,1.0\n")
+    read = [(one.dataset, one.metric, one.value) for one in published.read(file)]
+    assert read == [
+        ("a", "auroc", 0.9),
+        ("a", "accuracy", pytest.approx(0.863)),
+        ("b", "accuracy", pytest.approx(0.812)),
+        ("c", "accuracy", pytest.approx(0.01)),
+    ]
+    file.write_text("dataset,auc\na,0.9\nb,0.9*\n")
+    with pytest.raises(ValueError, match=r"mixed.csv, line 3: auc is '0.9\*', no number: write -"):
+        published.read(file)
+
+
 def test_a_line_for_each_published_number_of_the_set_with_all_labels(swept, tmp_path):
     code, lines, out = compared(swept, tmp_path, LONG)
     assert code == 0, out
