@@ -17,6 +17,8 @@ Efron & Tibshirani 1993, ch. 13 (percentiles); Davison & Hinkley 1997, ch. 4 (th
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
+from math import factorial
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,7 @@ from scipy.sparse import csr_array
 
 from medssl.metrics import columns, decided
 
+ORDERS = 50_000  # of ranks, of which Friedman's p is made; no p is below 1 / 50,001
 CHUNK = 2**19  # counts at a time; sets memory and speed, never the answer
 METRICS = "auroc", "accuracy", "balanced_accuracy"
 OF_LABEL = "auroc", "recall"  # of a single one, by its number: auroc_3
@@ -206,7 +209,10 @@ def delong_interval(scores_N: np.ndarray, t_N: np.ndarray, level: float = 0.95) 
 
 
 def delong_p(scores_N: np.ndarray, other_N: np.ndarray, t_N: np.ndarray) -> float:
-    """Two-sided p of two AUROCs on the same images; 1 where they never differ."""
+    """Two-sided p of two AUROCs on the same images; 1 where they never differ.
+
+    ValueError as for `contrast_p`.
+    """
     a_N, b_N = placements(np.stack([scores_N, other_N]), t_N)
     return contrast_p(a_N - b_N, t_N)
 
@@ -215,11 +221,14 @@ def contrast_p(d_N: np.ndarray, t_N: np.ndarray) -> float:
     """DeLong's two-sided p of a linear contrast of AUROCs, which `d_N` is of their placements.
 
     Of two means over seeds, say: d_N = p_SN.mean(0) - q_SN.mean(0) has the variance that the whole
-    covariance matrix gives, of all seeds of both. ValueError as for `delong`.
+    covariance matrix gives, of all seeds of both. ValueError as for `delong`, and where all images
+    differ alike: no variance is seen then, which is not to say that there is none.
     """
     (d,), ((variance,),) = _delong(d_N, np.asarray(t_N) > 0.5)
     if variance <= 1e-15:
-        return 1.0 if abs(d) < 1e-12 else 0.0
+        if abs(d) > 1e-12:
+            raise ValueError(f"a difference of {d:.3g} with no variance has no p: use resamples")
+        return 1.0
     return float(2 * scipy.stats.norm.sf(abs(d) / np.sqrt(variance)))
 
 
@@ -227,7 +236,8 @@ class Friedman(NamedTuple):
     chi2: float
     p: float  # of chi2, too cautious for few datasets
     f: float  # Iman and Davenport's
-    p_f: float  # the one to report
+    p_f: float  # of f; 0 where all datasets rank alike, which by chance is not so rare
+    p_permuted: float  # the one to report
 
 
 def mean_ranks(v_DM: np.ndarray) -> np.ndarray:
@@ -238,18 +248,43 @@ def mean_ranks(v_DM: np.ndarray) -> np.ndarray:
 def friedman(v_DM: np.ndarray) -> Friedman:
     """Do any of three or more methods differ in rank over datasets? ValueError for fewer.
 
+    Both approximations fail on few datasets: three that rank three methods alike have p_f = 0,
+    where one in 36 does so by chance. p_permuted is exact, or of ORDERS draws, and ties are as
+    they are.
     Iman & Davenport 1980; Demsar 2006, https://jmlr.org/papers/v7/demsar06a.html
     """
     D, M = np.shape(v_DM)
     if D < 2 or M < 3:
         raise ValueError(f"{M} methods on {D} datasets: 3 and 2 at least; two have `wilcoxon`")
     if np.all(np.ptp(v_DM, axis=1) == 0):
-        return Friedman(0.0, 1.0, 0.0, 1.0)
+        return Friedman(0.0, 1.0, 0.0, 1.0, 1.0)
     chi2, p = scipy.stats.friedmanchisquare(*np.transpose(v_DM))
     left = D * (M - 1) - chi2
     f = (D - 1) * chi2 / left if left > 1e-9 else np.inf  # every dataset ranks them the same
     p_f = scipy.stats.f.sf(f, M - 1, (M - 1) * (D - 1))
-    return Friedman(float(chi2), float(p), float(f), float(p_f))
+    p_permuted = _permuted(scipy.stats.rankdata(v_DM, axis=1))
+    return Friedman(float(chi2), float(p), float(f), float(p_f), p_permuted)
+
+
+def _permuted(rank_DM: np.ndarray) -> float:
+    """Of all orders of the ranks within each dataset, the share whose rank sums are as far apart.
+
+    The first dataset keeps its order: which method is which does not matter. Where there are too
+    many, drawn ones, and one more.
+    """
+    D, M = rank_DM.shape
+    least = np.sum(rank_DM.sum(0) ** 2) - 1e-6
+    if factorial(M) ** (D - 1) <= ORDERS:
+        sum_OM = rank_DM[:1]
+        for rank_M in rank_DM[1:]:
+            order_OM = np.array(list(permutations(rank_M)))
+            sum_OM = (sum_OM[:, None] + order_OM).reshape(-1, M)
+        return float(np.mean(np.sum(sum_OM**2, axis=1) >= least))
+    rng, count = np.random.Generator(np.random.PCG64(0)), 0
+    for _ in range(ORDERS // 1000):
+        drawn_ODM = rng.permuted(np.broadcast_to(rank_DM, (1000, D, M)), axis=2)
+        count += np.count_nonzero(np.sum(drawn_ODM.sum(1) ** 2, axis=1) >= least)
+    return (1 + count) / (1 + ORDERS)
 
 
 def nemenyi(methods: int, datasets: int, alpha: float = 0.05) -> float:
@@ -297,7 +332,9 @@ def components(
     Subset seed 1 draws the same images for every encoder, so subsets are crossed with pretraining
     seeds; crossed=False is for those drawn anew for each, nested in it. (Nested sums would take a
     share of the subsets from the pretraining's variance where they are the same.) Heads are nested
-    in both. ValueError for an unbalanced design: run what is missing. Searle et al. 1992, ch. 4
+    in both; `sgd_probe` draws the same five for each, and what these share is taken from the
+    variances above, at most a fifth of the head's. ValueError for an unbalanced design: run what is
+    missing. Searle et al. 1992, ch. 4
     """
     tree: dict[int, dict[int, list]] = {}
     for p, s, h in sorted(values):

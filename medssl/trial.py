@@ -186,6 +186,9 @@ class Made(NamedTuple):
     encoder: nn.Module
     about: dict  # what its rows say of it
     digest: str  # of its file
+    seen: tuple[
+        str, ...
+    ]  # datasets whose training images it learned from, its init's before its own
 
 
 def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> Made:
@@ -220,9 +223,10 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
             f"made with, or use another store"
         ) from misfit
     progress.curve = about.pop("curve")
+    seen = about.pop("seen", [] if spec.method == NONE else [spec.dataset])
     for own in ("init", "learned"):  # of the file, not of the rows
         about.pop(own, None)
-    return Made(encoder, about, sha256[:12])
+    return Made(encoder, about, sha256[:12], tuple(seen))
 
 
 def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> bytes:
@@ -291,6 +295,7 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
         "curve": trained.curve,
         "init": fitted,
         "learned": [*loaded.learned, *[spec.dataset] * labelled],
+        "seen": [*dict.fromkeys([*loaded.seen, *[spec.dataset] * (spec.method != NONE)])],
     }
     header = {"medssl": json.dumps(about | own)}
     return safetensors.torch.save(state, header)
@@ -339,7 +344,9 @@ def evaluate(
         return found
 
     load, tests = _features_once(made, spec, images, store, here, progress)
-    leaks = cache(lambda target, source: _contamination(target, source, spec, images, store, here))
+    leaks = cache(
+        lambda target, source: _contamination(target, [source, *made.seen], images, store, here)
+    )
 
     def subject_of(cell: Cell) -> Judged:
         return Judged(
@@ -405,7 +412,8 @@ def evaluate(
 
 def _learned(cell: Cell) -> tuple:
     """What two cells of one encoder share if they differ in their target alone."""
-    return cell.eval, cell.settings, cell.source, cell.labels, cell.subset_seed
+    known = cell.label_fraction, cell.shots, cell.subset_seed
+    return cell.eval, cell.settings, cell.source, *known
 
 
 def _read(cell: Cell) -> list[tuple[str, str]]:
@@ -512,17 +520,20 @@ def _features_once(
 
 def _contamination(
     target: str,
-    source: str,
-    spec: EncoderSpec,
+    learned: list[str],
     images: Callable[[str, str], Images],
     store: Store,
     here: Here,
 ) -> str:
-    """A sentence for each training split, the source's and the encoder's, that holds test images;
-    counted once for a store."""
+    """A sentence for each training split that was learned from and holds test images; counted once
+    for a store. Validation, by which is chosen, is `medssl data audit`'s."""
     said, test = [], images(target, "test")
-    for dataset in dict.fromkeys([source] if spec.method == NONE else [source, spec.dataset]):
-        train = images(dataset, "train")
+    for dataset in dict.fromkeys(learned):
+        try:
+            train = images(dataset, "train")
+        except ValueError:  # of an init's past: the encoder is here, and its images are not
+            said.append(f"{dataset}, which was learned from, is not here to be compared")
+            continue
         name = f"audits/{train.md5[:12]}-{test.md5[:12]}-v{audit.VERSION}.json"
         if (kept := store.read(name)) is None:
             kept = json.dumps(audit.overlap(train, test, here.device)).encode()

@@ -57,6 +57,7 @@ class Loaded:
     changed: tuple[str, ...] = ()  # what was resampled, from what to what
     unused: tuple[str, ...] = ()  # modules of the file that the encoder has no use for
     learned: tuple[str, ...] = ()  # datasets whose labels it has seen, where it is a store's own
+    seen: tuple[str, ...] = ()  # datasets whose training images it has seen, likewise
 
 
 def wrong(backbone: str, init: str) -> list[str]:
@@ -146,7 +147,9 @@ def initialise(encoder, backbone: str, init: str, kept: bytes | None = None) -> 
         filled = _layouts.fit(encoder, _layouts.read(content, path.suffix))
     except ValueError as why:
         raise ValueError(f"init {init!r} of {backbone}: {path} {why}") from None
-    return Loaded(sha256, *map(tuple, filled), tuple(_layouts.header(content).get("learned", ())))
+    header = _layouts.header(content)
+    past = (tuple(header.get(what, ())) for what in ("learned", "seen"))
+    return Loaded(sha256, *map(tuple, filled), *past)
 
 
 def pin(backbone: str, init: str) -> str:

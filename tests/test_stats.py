@@ -5,6 +5,7 @@ a second; they are drawn from a seed, and their bounds are those of a right impl
 """
 
 import hashlib
+import itertools
 from itertools import product
 from statistics import NormalDist
 
@@ -329,6 +330,8 @@ def test_delong_is_the_one_that_looks_at_every_pair(digits):
     z = d / np.sqrt(np.array([1, -1, 0]) @ right_MM @ np.array([1, -1, 0]))
     assert stats.delong_p(s_MN[0], s_MN[1], t_N) == pytest.approx(2 * NormalDist().cdf(-abs(z)))
     assert stats.delong_p(s_MN[0], s_MN[0] * 2 + 1, t_N) == 1
+    with pytest.raises(ValueError, match="a difference of 1 with no variance has no p"):
+        stats.delong_p(t_N + 0.0, 1.0 - t_N, t_N)
     with pytest.raises(ValueError, match="2 at least"):
         stats.delong(s_MN, np.arange(90) == 3)
 
@@ -395,15 +398,38 @@ def test_friedman_is_its_formula_and_uniform_where_no_method_differs():
     f = 8 * chi2 / (9 * 4 - chi2)
     found = stats.friedman(v_DM)
     assert found == pytest.approx(
-        (chi2, scipy.stats.chi2.sf(chi2, 4), f, scipy.stats.f.sf(f, 4, 32))
+        (chi2, scipy.stats.chi2.sf(chi2, 4), f, scipy.stats.f.sf(f, 4, 32), found.p_permuted)
     )
+    assert found.p_permuted == pytest.approx(found.p_f, abs=0.02)
     p = np.array([stats.friedman(rng.random((9, 5))).p_f for _ in range(800)])
     for alpha in (0.05, 0.2, 0.5):
         assert (p <= alpha).mean() == pytest.approx(alpha, abs=0.05)
-    assert stats.friedman(np.tile([3, 2, 1], (6, 1))).p_f == 0
-    assert stats.friedman(np.ones((6, 3))) == (0, 1, 0, 1)
+    assert stats.friedman(np.ones((6, 3))) == (0, 1, 0, 1, 1)
     with pytest.raises(ValueError, match="3 and 2 at least"):
         stats.friedman(v_DM[:, :2])
+
+
+def test_friedmans_p_on_few_datasets_is_the_share_of_orders(monkeypatch):
+    alike = np.array([[3, 2, 1.0]])
+    assert stats.friedman(alike.repeat(3, 0)).p_f == 0
+    for datasets in (2, 3, 4):  # where the first ranks as it does, the others do in one of 6
+        found = stats.friedman(alike.repeat(datasets, 0)).p_permuted
+        assert found == pytest.approx(6.0 ** -(datasets - 1))
+    assert stats.friedman(alike.repeat(9, 0)).p_permuted < 1e-4
+    v_DM = np.array([[0.1, 0.5, 0.5, 0.9], [0.2, 0.1, 0.6, 0.8], [0.7, 0.3, 0.3, 0.3]])
+    exact = stats.friedman(v_DM).p_permuted
+    every = [
+        np.sum(np.sum(each, axis=0) ** 2)
+        for each in itertools.product(
+            *map(itertools.permutations, scipy.stats.rankdata(v_DM, axis=1))
+        )
+    ]
+    seen = np.sum(scipy.stats.rankdata(v_DM, axis=1).sum(0) ** 2)
+    assert exact == pytest.approx(np.mean(np.array(every) >= seen - 1e-9))
+    p = [stats.friedman(np.random.default_rng(i).random((3, 3))).p_permuted for i in range(400)]
+    assert np.mean(np.array(p) <= 0.05) <= 0.05  # 1/36, where p_f calls 1 in 6 significant
+    monkeypatch.setattr(stats, "factorial", lambda m: 10**9)
+    assert stats.friedman(v_DM).p_permuted == pytest.approx(exact, abs=0.01)
 
 
 def test_groups_are_the_largest_runs_that_cannot_be_told_apart():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -660,6 +661,32 @@ def test_a_supervised_encoder_is_made_once_and_shared_by_all_that_start_from_it(
     ]
 
 
+def test_twins_are_looked_for_in_all_that_an_encoder_has_ever_learned_from(tmp_path, monkeypatch):
+    store, init = Store(tmp_path), "supervised:phantom/xray"
+    monkeypatch.setattr(trial.audit, "NEAR", 9.0)  # everything is a twin
+    first = sweep(init=init, dataset=HOME, target=HOME, eval="knn", label_fraction=1.0).cells()
+    quick = replace(parent(first[0].encoder), recipe=QUICK)
+    monkeypatch.setattr(trial, "parent", lambda spec: quick if spec.init == init else None)
+    trial.run(first, store, HERE)
+    last = f"encoder:{first[0].encoder.id}"
+    then = sweep(method="none", init=last, target=AWAY, eval="knn", label_fraction=1.0).cells()
+    trial.run(then, store, HERE)
+
+    def told(cells) -> list[str]:
+        (said,) = {r["contamination"] for r in results.table(store, cells).to_pylist()}
+        return re.findall(r"training split of (\S+):", said)
+
+    assert told(first) == [HOME, "phantom/xray"]
+    assert told(then) == [AWAY, "phantom/xray", HOME]
+
+    def gone(dataset: str, split: str):
+        raise ValueError("get the file from somewhere")
+
+    load = lambda d, s: gone(d, s) if d == HOME else trial.datasets.load(d, s, 28)  # noqa: E731
+    said = trial._contamination(AWAY, [AWAY, HOME], load, store, HERE)
+    assert said.endswith(f"; {HOME}, which was learned from, is not here to be compared")
+
+
 def test_an_encoder_can_be_made_alone_and_tells_what_went_wrong(tmp_path, monkeypatch):
     store, spec = Store(tmp_path), parent(sweep(init="supervised:phantom/xray").cells()[0].encoder)
 
@@ -764,6 +791,14 @@ def test_what_was_learned_is_learned_once_for_all_targets(tmp_path, monkeypatch)
         results.table(Store(tmp_path / n), cells)["value"].to_pylist() for n in ("all", "each")
     ]
     assert values[0] == values[1]
+
+
+def test_shares_of_labels_that_read_alike_are_learned_apart():
+    """`labels` is for people: 12.34567 % and 12.34568 % are both "12.3457%"."""
+    grid = {"method": "none", "eval": "knn", "label_fraction": [0.1234567, 0.1234568]}
+    one, other = sweep(**grid).cells()
+    assert one.labels == other.labels
+    assert trial._learned(one) != trial._learned(other)
 
 
 def test_the_twins_that_count_are_those_in_what_was_learned_from(tmp_path, monkeypatch):

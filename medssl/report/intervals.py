@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
 from statistics import stdev
-from string import ascii_lowercase
+from string import ascii_letters
 from typing import NamedTuple
 
 import numpy as np
@@ -111,6 +111,7 @@ def compare(
         differences = _compared(grid, numbers, against or NONE, CORRECTIONS[correct][1])
         found.append(Compared(grid, numbers, _best(grid, numbers), differences))
         notes += _too_few(len(differences), count, correct)
+        notes += _unlike(grid, differences, against or NONE)
     notes += [note for of_metric in read.values() for note in of_metric.notes()]
     return found, list(dict.fromkeys(notes))
 
@@ -176,6 +177,26 @@ def _delong(number: Resampled, other: Resampled) -> float | None:
         return stats.contrast_p(number.placed_N - other.placed_N, number.t_N)
     except ValueError:  # too few positives or negatives
         return None
+
+
+def _unlike(grid: Grid, differences: Iterable[Place], against: str) -> list[str]:
+    """A note where a difference is of means over other seeds than the baseline's."""
+
+    def seeds(line: tuple[str, ...], known: Known) -> set[int]:
+        return set(tables.by_seed(grid.lines[line][known]))
+
+    unlike = [
+        line
+        for line, known in differences
+        if seeds(line, known) != seeds(baseline(line, grid, against), known)
+    ]
+    if not unlike:
+        return []
+    named = "; ".join(", ".join(line) for line in dict.fromkeys(unlike[:3]))
+    return [
+        f"{len(unlike)} of {len(differences)} differences to {against} are of means over other "
+        f"pretraining seeds than its own: run what is missing ({named})"
+    ]
 
 
 def _too_few(family: int, count: int, correct: str) -> list[str]:
@@ -356,12 +377,15 @@ def _ranked(v_DM: np.ndarray) -> tuple[list[str], str]:
     difference = stats.nemenyi(methods, targets, ALPHA)
     groups = stats.groups(rank_M, difference)
     letters = [
-        "".join(ascii_lowercase[i % 26] for i, of in enumerate(groups) if m in of)
-        for m in range(methods)
+        "".join(_letter(i) for i, of in enumerate(groups) if m in of) for m in range(methods)
     ]
     ranks = [f"{rank:.2f} {of}" for rank, of in zip(rank_M, letters, strict=True)]
-    p = stats.friedman(v_DM).p_f
-    return ranks, f"Friedman (Iman-Davenport) {_p(p)}, critical difference {difference:.2f}"
+    p = stats.friedman(v_DM).p_permuted
+    return ranks, f"Friedman (permuted ranks) {_p(p)}, critical difference {difference:.2f}"
+
+
+def _letter(i: int) -> str:
+    return ascii_letters[i] if i < len(ascii_letters) else f"({i})"
 
 
 def _p(p: float) -> str:

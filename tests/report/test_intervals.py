@@ -334,8 +334,8 @@ def test_ranks_are_shown_for_three_targets_and_not_for_two(swept, tmp_path):
     ranks = markdown(file, store)[-3:]
     assert [line[0] for line in ranks] == list(SKILL)
     assert [line[2].split()[0] for line in ranks] == [f"{r:.2f}" for r in stats.mean_ranks(v_DM)]
-    p = stats.friedman(v_DM).p_f
-    said = f"100%: 3 targets, Friedman (Iman-Davenport) {'p<0.001' if p < 1e-3 else f'p={p:.3f}'}"
+    p = stats.friedman(v_DM).p_permuted
+    said = f"100%: 3 targets, Friedman (permuted ranks) {'p<0.001' if p < 1e-3 else f'p={p:.3f}'}"
     assert f"{said}, critical difference {stats.nemenyi(3, 3):.2f}" in out
     lost = next(c for c in cells if c.target == "phantom/c" and c.label_fraction == 1)
     for cell in cells:
@@ -349,7 +349,7 @@ def test_ranks_are_shown_for_three_targets_and_not_for_two(swept, tmp_path):
 def test_groups_of_ranks_have_letters_and_two_methods_have_wilcoxon():
     clear = intervals._ranked(np.tile([0.9, 0.8, 0.3, 0.2], (12, 1)))
     assert clear[0] == ["1.00 a", "2.00 ab", "3.00 bc", "4.00 c"]
-    assert clear[1].startswith("Friedman (Iman-Davenport) p<0.001")
+    assert clear[1].startswith("Friedman (permuted ranks) p<0.001")
     assert intervals._ranked(np.array([[2, 1], [4, 2], [6, 3]])) == (
         ["1.00", "2.00"],
         "Wilcoxon p=0.250",
