@@ -221,6 +221,20 @@ def test_a_number_of_uneven_seeds_is_resampled_as_it_is_averaged(tmp_path):
     assert "no variances of 1 number: every pretraining seed needs the same subset" in notes[1]
 
 
+def test_a_difference_of_means_over_other_seeds_is_noted(tmp_path):
+    """Three seeds of one against two of the other: the third's luck is in the difference."""
+    file, store, cells = changed(tmp_path)
+    assert "other pretraining seeds" not in table(file, store)[1].replace("\n", " ")
+    for cell in cells:
+        if (cell.encoder.method, cell.encoder.seed, cell.target) == ("byol", 1, "phantom/cells"):
+            store.delete(f"rows/{cell.id}.parquet")
+    out = " ".join(table(file, store)[1].split())
+    assert (
+        "note: 2 of 8 differences to none are of means over other pretraining seeds than its own: "
+        "run what is missing (phantom/cells, byol)"
+    ) in out
+
+
 def test_several_heads_of_one_encoder_are_averaged_on_each_resample(tmp_path):
     _, store, cells = changed(tmp_path)
     cell = next(c for c in cells if (c.encoder.method, c.target) == ("none", "phantom/organs"))
@@ -350,6 +364,7 @@ def test_groups_of_ranks_have_letters_and_two_methods_have_wilcoxon():
     clear = intervals._ranked(np.tile([0.9, 0.8, 0.3, 0.2], (12, 1)))
     assert clear[0] == ["1.00 a", "2.00 ab", "3.00 bc", "4.00 c"]
     assert clear[1].startswith("Friedman (permuted ranks) p<0.001")
+    assert len({intervals._letter(i) for i in range(99)}) == 99
     assert intervals._ranked(np.array([[2, 1], [4, 2], [6, 3]])) == (
         ["1.00", "2.00"],
         "Wilcoxon p=0.250",
