@@ -16,6 +16,8 @@ below 2 / (resamples + 1), so a family of m needs 40 m resamples before Holm fin
 Efron & Tibshirani 1993, ch. 13 (percentiles); Davison & Hinkley 1997, ch. 4 (the + 1)
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 from math import factorial
@@ -31,7 +33,8 @@ ORDERS = 50_000  # of ranks, of which Friedman's p is made; no p is below 1 / 50
 CHUNK = 2**19  # counts at a time; sets memory and speed, never the answer
 METRICS = "auroc", "accuracy", "balanced_accuracy"
 OF_LABEL = "auroc", "recall"  # of a single one, by its number: auroc_3
-CHOICES = *METRICS, *(f"{name}_K" for name in OF_LABEL)
+DETECTION = r"(?:(?P<score>\w+)/)?auroc(?::(?P<of>.+))?"  # auroc, knn/auroc:near, knn/auroc:SET
+CHOICES = *METRICS, *(f"{name}_K" for name in OF_LABEL), "SCORE/auroc", "SCORE/auroc:SET"
 
 # N test images, K classes, R the test set and its resamples, M methods, D datasets,
 # S places on a ROC curve, F label fractions; P pretraining, S subset, H head seeds in `components`
@@ -118,6 +121,23 @@ def of_label(metric: str) -> tuple[str, int] | None:
     """("auroc", 3) of "auroc_3"; None for what is of all labels, or cannot be resampled."""
     name, _, label = metric.rpartition("_")
     return (name, int(label)) if name in OF_LABEL and label.isdecimal() else None
+
+
+def of_detection(
+    metric: str, kept: Mapping[str, np.ndarray], settings: str
+) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+    """The scores of the test images, and of each set that they are told from, whose mean AUROC the
+    metric is; None for any other metric, and where `ood` has not kept them. `settings` are its own.
+    """
+    asked = re.fullmatch(DETECTION, metric)
+    name = (asked and asked["score"]) or "mahalanobis"
+    if not asked or name not in kept:
+        return None
+    out = {at.partition(":")[2]: s for at, s in kept.items() if at.startswith(f"{name}:")}
+    if of := asked["of"]:
+        group = json.loads(settings).get(of, [of])
+        out = {elsewhere: s_M for elsewhere, s_M in out.items() if elsewhere in group}
+    return (kept[name], out) if out else None
 
 
 def single(t_NK: np.ndarray, task: str, metric: str) -> int | None:

@@ -9,6 +9,7 @@ No encoder, image or GPU is needed. A number is given an interval only if its pr
 the number itself; what has none is in the notes.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -118,7 +119,8 @@ def compare(
 
 def check(rows: list[dict], metric: str, against: str | None) -> None:
     """ValueError for a metric that is not of predictions, and for a method that is not there."""
-    if metric not in stats.METRICS and not stats.of_label(metric):
+    known = metric in stats.METRICS or stats.of_label(metric)
+    if not known and not re.fullmatch(stats.DETECTION, metric):
         raise ValueError(
             f"no intervals of {metric!r}: kept predictions of test images give "
             f"{', '.join(stats.CHOICES)}"

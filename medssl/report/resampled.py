@@ -87,8 +87,10 @@ class Predictions:
         except (ValueError, OSError):
             self.absent["predictions are missing or cannot be read"].add(row["cell"])
             return None
+        if detected := stats.of_detection(self.metric, kept, row["settings"]):
+            return self._detected(row, kept["target"], *detected)
         if "scores" not in kept:
-            self.absent[f"{row['eval']} keeps no class scores"].add(row["cell"])
+            self.absent[f"{row['eval']} keeps no scores that give it"].add(row["cell"])
             return None
         t_NK, heads = kept["target"], [kept["scores"]]
         if not row["task"]:
@@ -116,6 +118,26 @@ class Predictions:
             placed_N = stats.placements(np.stack([s_NK[:, k] for s_NK in heads]), t_N).mean(0)
         return _Cell(v_HR, (row["target"], digest), placed_N, t_N)
 
+    def _detected(
+        self, row: dict, t_NK: np.ndarray, in_N: np.ndarray, out: dict[str, np.ndarray]
+    ) -> _Cell | None:
+        """An AUROC against other sets, whose images are drawn apart: the mean over these."""
+        drawn_NR, found = _counts(len(in_N), self.count), []
+        for name, s_M in out.items():
+            own = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+            c_NR = np.concatenate([drawn_NR, _counts(len(s_M), self.count, own)])
+            s_N, t_N = np.concatenate([in_N, s_M]), np.arange(len(c_NR)) < len(in_N)
+            found.append(stats.auroc(s_N[:, None], t_N[:, None], c_NR)[0])
+        v_R = np.mean(found, axis=0)
+        if abs(v_R[0] - row["value"]) > 1e-9:
+            self.absent[OTHERS].add(row["cell"])
+            return None
+        known = [t_NK.tobytes(), *(f"{name} {len(s_M)}".encode() for name, s_M in out.items())]
+        test_set = row["target"], hashlib.sha256(b"\n".join(known)).hexdigest()
+        if len(out) > 1:
+            return _Cell(v_R[None], test_set, None, None)
+        return _Cell(v_R[None], test_set, stats.placements(s_N, t_N)[0], t_N)
+
     def notes(self) -> list[str]:
         return [
             f"no interval where {why} ({len(cells)} cell{'s' * (len(cells) > 1)}: "
@@ -128,6 +150,6 @@ class Predictions:
         ]
 
 
-@lru_cache(2)  # rows come by target
-def _counts(n: int, count: int) -> np.ndarray:
-    return stats.resamples(n, count)
+@lru_cache(12)  # of a target, and of all sets that it is told from
+def _counts(n: int, count: int, seed: int = 0) -> np.ndarray:
+    return stats.resamples(n, count, seed)
