@@ -34,6 +34,9 @@ DataOption = Annotated[
     Path | None,
     typer.Option("--data", envvar="MEDMNIST_ROOT", help="Folder of the MedMNIST files."),
 ]
+EvalOption = Annotated[
+    str | None, typer.Option("--eval", help="This evaluation alone, by its name: finetune.")
+]
 STORE = Path("medssl-store")
 
 
@@ -93,6 +96,7 @@ def table(
     sweep: SweepFile,
     store: StoreOption = STORE,
     metric: Annotated[str, typer.Option(help="auroc, accuracy, balanced_accuracy, ...")] = "auroc",
+    eval: EvalOption = None,
     format: Annotated[Format, typer.Option(help="csv and parquet hold every row and metric.")] = (
         Format.terminal
     ),
@@ -134,7 +138,7 @@ def table(
         from medssl import plan as planning
         from medssl.store import Store
 
-        cells = planning.load(sweep).cells()
+        cells = _judged(planning.load(sweep).cells(), eval)
         chosen = {"bootstrap": bootstrap, "against": against, "correct": correct}
         chosen |= {"per_label": per_label, "at": at, "across": across}
         _table(cells, Store(store), metric, format, out, **chosen)
@@ -147,10 +151,7 @@ def compare(
     model: Annotated[
         str | None, typer.Option(help="Compare with the lines of this model, or scheme, alone.")
     ] = None,
-    eval: Annotated[
-        str | None,
-        typer.Option(help="Compare this evaluation alone: finetune with end-to-end training."),
-    ] = None,
+    eval: EvalOption = None,
     store: StoreOption = STORE,
     format: Annotated[Format, typer.Option(help="terminal, markdown or latex.")] = Format.terminal,
 ) -> None:
@@ -162,10 +163,7 @@ def compare(
         from medssl.store import Store
 
         _of_tables(format)
-        kept, cells = Store(store), planning.load(sweep).cells()
-        if eval and eval not in (known := sorted({cell.eval for cell in cells})):
-            raise ValueError(f"no {eval!r} in this sweep: choose from {', '.join(known)}")
-        cells = [cell for cell in cells if eval in (None, cell.eval)]
+        kept, cells = Store(store), _judged(planning.load(sweep).cells(), eval)
         theirs = published.read(to, model)
         rows = results.table(kept, cells).to_pylist()
         found, notes = published.compare(rows, theirs, _predictions(cells, kept))
@@ -180,7 +178,7 @@ def needed(
     against: Annotated[
         str | None, typer.Option(help="Method of the baselines; default none.")
     ] = None,
-    eval: Annotated[str | None, typer.Option(help="This evaluation alone: finetune.")] = None,
+    eval: EvalOption = None,
     bootstrap: Annotated[
         int, typer.Option(metavar="N", min=1, help="Resamples of the test images.")
     ] = 1000,
@@ -194,12 +192,10 @@ def needed(
         from medssl.store import Store
 
         _of_tables(format)
-        kept, cells = Store(store), planning.load(sweep).cells()
+        kept, cells = Store(store), _judged(planning.load(sweep).cells(), eval)
         if not (rows := _rows(results.table(kept, cells), cells, kept, metric)):
             return
-        found, notes = needed.summaries(
-            rows, metric, _predictions(cells, kept), bootstrap, against, eval
-        )
+        found, notes = needed.summaries(rows, metric, _predictions(cells, kept), bootstrap, against)
         _show(found, [*tables.notes(rows), *notes], format)
 
 
@@ -561,6 +557,13 @@ def _predictions(cells: list, kept):
 
     by_id = {cell.id: cell for cell in cells}
     return lambda name: results.predictions(kept, by_id[name])
+
+
+def _judged(cells: list, name: str | None) -> list:
+    """The cells of one evaluation, or all; ValueError for one that the sweep has not."""
+    if name and name not in (known := sorted({cell.eval for cell in cells})):
+        raise ValueError(f"no {name!r} in this sweep: choose from {', '.join(known)}")
+    return [cell for cell in cells if name in (None, cell.eval)]
 
 
 def _of_tables(format: Format) -> None:

@@ -29,20 +29,16 @@ def summaries(
     predictions: Callable[[str], Mapping[str, np.ndarray]],
     count: int = 1000,
     against: str | None = None,
-    eval: str | None = None,
 ) -> tuple[list[Summary], list[str]]:
-    """Of each line the labels it needs, a table per evaluation, or for `eval` alone; and notes.
+    """Of each line the labels it needs, a table per evaluation; and notes.
 
     Arguments as of `intervals.summaries`. ValueError for what is not there to be asked about, and
     where no line has a curve and a baseline.
     """
     rows, against = list(rows), against or NONE
     intervals.check(rows, metric, against)
-    evals = sorted({row["eval"] for row in rows})
-    if eval is not None and eval not in evals:
-        raise ValueError(f"no {eval!r} among evaluations: choose from {', '.join(evals)}")
     found, told, read = [], defaultdict(list), Predictions(predictions, metric, count)
-    for grid in tables.grids([row for row in rows if eval in (None, row["eval"])], metric):
+    for grid in tables.grids(rows, metric):
         found += _table(grid, read, count, against, told)
     notes = [
         f"{why} ({', '.join(lines[0])}" + f" and {len(lines) - 1} more" * (len(lines) > 1) + ")"

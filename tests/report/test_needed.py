@@ -373,7 +373,7 @@ def test_a_curve_of_fewer_seeds_says_so(tmp_path):
         (["--metric", "aurok"], "no metric 'aurok' in this sweep: choose from accuracy, auroc"),
         (["--metric", "ece"], "no intervals of 'ece': kept predictions of test images give auroc"),
         (["--against", "dino"], "no 'dino' to compare with: choose from none, simclr"),
-        (["--eval", "finetun"], "no 'finetun' among evaluations: choose from knn, linear_probe"),
+        (["--eval", "finetun"], "no 'finetun' in this sweep: choose from knn, linear_probe"),
         (["--format", "csv"], "--format csv: choose from terminal, markdown, latex"),
     ],
 )

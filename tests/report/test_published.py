@@ -72,6 +72,10 @@ def test_one_evaluation_can_be_compared_alone(tmp_path, swept):
     code, _, out = compared(both, tmp_path, LONG, "--eval", "fine_tune")
     assert code == 2
     assert "no 'fine_tune' in this sweep: choose from finetune, knn" in " ".join(out.split())
+    asked = ["table", str(file), "--store", str(kept.root), "--format", "markdown", "--eval"]
+    done = CliRunner().invoke(app, [*asked, "knn"])
+    assert ("0.250" in done.output, "0.750" in done.output) == (True, False)
+    assert CliRunner().invoke(app, [*asked, "fine_tune"]).exit_code == 2
 
 
 def test_every_column_has_its_unit_and_a_dash_is_no_number(tmp_path):
