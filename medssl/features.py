@@ -19,6 +19,7 @@ from medssl.datasets import Images
 from medssl.datasets._splits import scarce, shots, subset
 from medssl.device import autocast, float32
 from medssl.evals import Change, Features
+from medssl.store import Checkpoint
 
 # N images, B at a time, C channels, D features, K classes
 
@@ -82,12 +83,13 @@ class Judged:
         source: str = "",
         alike: Hashable = None,
         made: dict | None = None,
+        checkpoint: Checkpoint | None = None,
     ):
         self.task, self.target, self.seed = task, target, seed
         self.source = source or target
         self.live = False  # whether a model ran here, and not features alone were asked for
         self.scarce = ""  # classes with fewer images than `each`, once labels were asked for
-        self.device = device or torch.device("cpu")
+        self.device, self.checkpoint = device or torch.device("cpu"), checkpoint
         self._encoder, self._load, self._images = encoder, load, images
         self._fraction, self._subset, self._each = label_fraction, subset_seed, each
         self._alike, self._made = alike, made

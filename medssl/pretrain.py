@@ -25,6 +25,7 @@ from medssl.datasets import Images
 from medssl.device import autocast
 from medssl.methods import SSLMethod
 from medssl.spec import NONE, EncoderSpec
+from medssl.store import Checkpoint
 
 # B images in a batch, C channels, H rows, W columns, D members of a union
 
@@ -35,15 +36,6 @@ Report = Callable[[list[dict[str, float]]], None]  # the whole curve, after each
 
 class NotFinite(ArithmeticError):
     """The loss stopped being a number. Not worth a retry: the same steps give the same end."""
-
-
-@dataclass
-class Checkpoint:
-    """Where a checkpoint goes and how often; `load` gives None where there is none."""
-
-    load: Callable[[], bytes | None]
-    save: Callable[[bytes], None]
-    every_s: float  # seconds of work that a kill may cost
 
 
 @dataclass

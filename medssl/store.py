@@ -1,6 +1,6 @@
 """Everything that outlives a process, as whole files under names that say what they are.
 
-    encoders/ID.safetensors   features/ID/IMAGES-SPLIT-ENCODER.safetensors   checkpoints/ID.pt
+    encoders/ID.safetensors   features/ID/IMAGES-SPLIT-ENCODER.safetensors   checkpoints/ID[-FIT].pt
     rows/CELL.parquet         predictions/CELL.parquet            progress/ID.json   logs/ID.log
     inits/NAME.sha256         which file was meant by the name of an init, see weights.py
 
@@ -12,9 +12,20 @@ digest of the file that it was made of.
 
 import contextlib
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from medssl._files import whole
+
+
+@dataclass
+class Checkpoint:
+    """Where a checkpoint goes and how often; `load` gives None where there is none."""
+
+    load: Callable[[], bytes | None]
+    save: Callable[[bytes], None]
+    every_s: float  # seconds of work that a kill may cost
 
 
 class Store:

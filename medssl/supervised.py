@@ -19,9 +19,15 @@ from medssl.evals import _training, finetune
 from medssl.features import Judged
 from medssl.pretrain import Pretrained, initial
 from medssl.spec import EncoderSpec
+from medssl.store import Checkpoint
 
 
-def train(spec: EncoderSpec, root: Path | None, device: torch.device) -> Pretrained:
+def train(
+    spec: EncoderSpec,
+    root: Path | None,
+    device: torch.device,
+    checkpoint: Checkpoint | None = None,
+) -> Pretrained:
     """The encoder of a spec whose method is "supervised"; `root` is the folder of image files."""
     result, started = initial(spec), time.perf_counter()
 
@@ -29,7 +35,8 @@ def train(spec: EncoderSpec, root: Path | None, device: torch.device) -> Pretrai
         return datasets.load(dataset, split, spec.image_size, root)
 
     task = images(spec.dataset, "train").task
-    subject = Judged(lambda: result.encoder, None, spec.dataset, task, images=images, device=device)
+    given = {"images": images, "device": device, "checkpoint": checkpoint}
+    subject = Judged(lambda: result.encoder, None, spec.dataset, task, **given)
     model, best_update = _training.fit(subject, finetune.Config(**dict(spec.recipe)))
     result.encoder, result.seconds = model[0], time.perf_counter() - started
     result.notes.append(f"supervised on {spec.dataset}: update {best_update} was best")

@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -48,9 +49,9 @@ from medssl.datasets import Images
 from medssl.datasets._splits import sample
 from medssl.evals import Features
 from medssl.features import Judged
-from medssl.pretrain import Checkpoint, NotFinite, initial, pretrain
+from medssl.pretrain import NotFinite, initial, pretrain
 from medssl.spec import NONE, SUPERVISED, Cell, EncoderSpec, parent
-from medssl.store import Store
+from medssl.store import Checkpoint, Store
 
 PASSING = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "medmnist", "ray")
@@ -231,7 +232,8 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
 
 def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> bytes:
     """The file of a freshly pretrained encoder."""
-    checkpoint, labelled = f"checkpoints/{spec.id}.pt", spec.method == SUPERVISED
+    file, labelled = f"checkpoints/{spec.id}.pt", spec.method == SUPERVISED
+    checkpoint = _checkpoint(file, store, here, progress)
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
     there = len(images)
     if 0 < spec.train_images < there:
@@ -241,23 +243,19 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
 
     try:
         trained = (
-            supervised.train(spec, here.data, here.device)
+            supervised.train(spec, here.data, here.device, checkpoint)
             if labelled
             else pretrain(
                 spec,
                 images,
                 here.device,
                 report=progress.epoch,
-                checkpoint=Checkpoint(
-                    load=lambda: _intact(store, checkpoint, _loadable, progress),
-                    save=lambda state: store.write(checkpoint, state),
-                    every_s=here.checkpoint_s,
-                ),
+                checkpoint=checkpoint,
                 start=start,
             )
         )
     except NotFinite:
-        store.delete(checkpoint)  # it may hold the loss that was not finite, and would again
+        store.delete(file)  # it may hold the loss that was not finite, and would again
         raise
     if spec.train_images > there:
         trained.notes.append(f"train_images cut to the {there} there are")
@@ -299,6 +297,14 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
     }
     header = {"medssl": json.dumps(about | own)}
     return safetensors.torch.save(state, header)
+
+
+def _checkpoint(name: str, store: Store, here: Here, progress: Progress) -> Checkpoint:
+    return Checkpoint(
+        load=lambda: _intact(store, name, _loadable, progress),
+        save=lambda state: store.write(name, state),
+        every_s=here.checkpoint_s,
+    )
 
 
 def _start(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> bytes | None:
@@ -363,8 +369,15 @@ def evaluate(
             source=cell.source,
             alike=_learned(cell),
             made=kept_once,
+            checkpoint=_checkpoint(fit_of(cell), store, here, progress),
         )
 
+    def fit_of(cell: Cell) -> str:
+        """The file of what a long evaluation has learned so far."""
+        what = hashlib.sha256(repr((made.digest, _learned(cell))).encode()).hexdigest()[:12]
+        return f"checkpoints/{spec.id}-{what}.pt"
+
+    left = Counter(map(_learned, cells))
     begun: dict[str, Begun] = {}
     alike = dict.fromkeys(map(_learned, cells))
     for cell in sorted(cells, key=lambda cell: list(alike).index(_learned(cell))):
@@ -396,6 +409,9 @@ def evaluate(
             where = device.describe(here.device) if subject.live else test.where
             results.save(store, cell, metrics, arrays, made.about | where | seen)
             progress.cells_done += 1
+            left[_learned(cell)] -= 1
+            if not left[_learned(cell)]:
+                store.delete(fit_of(cell))
         except torch.AcceleratorError:
             raise
         except Exception as error:

@@ -801,6 +801,70 @@ def test_shares_of_labels_that_read_alike_are_learned_apart():
     assert trial._learned(one) != trial._learned(other)
 
 
+class Killed(BaseException):
+    """As sudden as a signal."""
+
+
+def dies_after(saves: int, monkeypatch) -> list[str]:
+    """Kills at a save of a checkpoint; the names of what was saved until then."""
+    saved, write = [], Store.write
+
+    def dying(self, name, content, **given):
+        write(self, name, content, **given)
+        if name.startswith("checkpoints/"):
+            saved.append(name)
+            if len(saved) == saves:
+                raise Killed
+
+    monkeypatch.setattr(Store, "write", dying)
+    return saved
+
+
+def test_a_killed_fine_tuning_goes_on_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    """Each share of the labels from its own checkpoint, and one for all targets of a source."""
+    calm, store = Store(tmp_path / "calm"), Store(tmp_path / "killed")
+    often = replace(HERE, checkpoint_s=0)
+    grid = {"method": "none", "eval": QUICK_TUNE, "source": HOME, "target": [HOME, AWAY]}
+    cells = sweep(**grid, label_fraction=[0.1, 1.0]).cells()
+    trial.run(cells, calm, HERE)
+    with monkeypatch.context() as patch:
+        saved = dies_after(3, patch)
+        with pytest.raises(Killed):
+            trial.run(cells, store, often)
+    assert len(set(saved)) == 1
+    updates, real = [], _training.look
+    monkeypatch.setattr(_training, "look", lambda *a: updates.append(1) or real(*a))
+    trial.run(cells, store, often)
+    rows = [results.table(of, cells) for of in (calm, store)]
+    assert len(rows[0]) > 4
+    assert rows[0]["value"].to_pylist() == rows[1]["value"].to_pylist()
+    assert not store.names("checkpoints", ".pt")
+    first = len(updates)
+    updates.clear()
+    trial.run(cells, Store(tmp_path / "other"), HERE)
+    assert first == len(updates) - 3
+
+
+def test_a_killed_supervised_init_goes_on(tmp_path, monkeypatch):
+    spec = replace(parent(sweep(init="supervised:phantom/xray").cells()[0].encoder), recipe=QUICK)
+    calm, store = Store(tmp_path / "calm"), Store(tmp_path / "killed")
+    trial.make(spec, calm, HERE)
+    with monkeypatch.context() as patch:
+        dies_after(2, patch)
+        with pytest.raises(Killed):
+            trial.make(spec, store, replace(HERE, checkpoint_s=0))
+    updates, real = [], _training.look
+    monkeypatch.setattr(_training, "look", lambda *a: updates.append(1) or real(*a))
+    trial.make(spec, store, HERE)
+    name = f"encoders/{spec.id}.safetensors"
+    one, other = (safetensors.torch.load(of.read(name)) for of in (calm, store))
+    assert all(torch.equal(one[k], other[k]) for k in one)
+    assert not store.names("checkpoints", ".pt")
+    again = len(updates)
+    trial.make(spec, Store(tmp_path / "other"), HERE)
+    assert len(updates) - again == again + 2
+
+
 def test_the_twins_that_count_are_those_in_what_was_learned_from(tmp_path, monkeypatch):
     monkeypatch.setattr(trial.audit, "NEAR", 9.0)  # everything is a twin
     cells = sweep(method="none", eval="knn", label_fraction=1.0, target=AWAY, source=HOME).cells()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from medssl import metrics
 from medssl.datasets import Images
 from medssl.metrics import calibration, classification
+from medssl.store import Checkpoint
 
 Change = Callable[[Tensor, Tensor], Tensor]  # x_BCHW in 0..1, index_B in the split -> x_BCHW
 
@@ -37,6 +38,7 @@ class Subject(Protocol):
     source: str  # the dataset whose labels are learned; mostly the target
     target: str  # the dataset that it is judged on: by "test", where "train" and "val" are source's
     device: torch.device  # the trial's; features are on the host
+    checkpoint: Checkpoint | None  # where a long fit leaves its state, to go on when it was killed
     task: str  # MedMNIST's: "multi-class", "binary-class", "multi-label, binary-class", ...
 
     def features(self, split: str, dataset: str | None = None) -> Features:

@@ -3,12 +3,15 @@
     labelled images -> crops -> encoder -> head -> loss -> AdamW; the best look at validation stays
 
 A batch takes the next of an order of all images, and where that ends it goes on with the next: no
-image is left out of an epoch for want of a full batch. With weight decay 0, AdamW is Adam.
+image is left out of an epoch for want of a full batch. With weight decay 0, AdamW is Adam. A fit
+that is killed goes on from its checkpoint, to the same last bit.
 """
 
 import copy
+import io
 import math
 import random
+import time
 from dataclasses import replace
 
 import torch
@@ -53,8 +56,12 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
     batch = max(2, min(config.batch_size, len(images)))  # of one image BatchNorm has no spread
     steps = max(config.updates, round(config.epochs * len(images) / batch))
     best, best_step, kept, waiting = math.inf, 0, None, torch.empty(0, dtype=torch.long)
+    checkpoint, start = subject.checkpoint, 0
+    if checkpoint and (state := checkpoint.load()):
+        start, best, best_step, kept, waiting = restore(state, model, optimizer, order)
+    saved_at = time.monotonic()
 
-    for step in range(steps):
+    for step in range(start, steps):
         while len(waiting) < batch:
             waiting = torch.cat([waiting, torch.randperm(len(images), generator=order)])
         picked_B, waiting = waiting[:batch].to(device), waiting[batch:]
@@ -79,12 +86,36 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
                 found = -dict(scored)["auroc"]
             if found < best or kept is None:
                 best, best_step, kept = found, step + 1, copy.deepcopy(model.state_dict())
+        if checkpoint and time.monotonic() - saved_at >= checkpoint.every_s:
+            so_far = step + 1, best, best_step, kept, waiting
+            checkpoint.save(snapshot(so_far, model, optimizer, order))
+            saved_at = time.monotonic()
 
     model.load_state_dict(kept)
     if positive_K is not None:
         with torch.no_grad():
             model[1].bias -= positive_K.log()
     return model, best_step
+
+
+def snapshot(so_far: tuple, model: nn.Module, optimizer, order: torch.Generator) -> bytes:
+    """Everything that the next update depends on: crops have a seed for each."""
+    file = io.BytesIO()
+    learned = model.state_dict(), optimizer.state_dict(), order.get_state()
+    torch.save({"so_far": so_far, "learned": learned}, file)
+    return file.getvalue()
+
+
+def restore(state: bytes, model: nn.Module, optimizer, order: torch.Generator) -> tuple:
+    """The inverse of `snapshot`: fills the last three, returns `so_far`."""
+    device = next(model.parameters()).device
+    read = torch.load(io.BytesIO(state), map_location=device, weights_only=True)
+    weights, moments, drawn = read["learned"]
+    model.load_state_dict(weights)
+    optimizer.load_state_dict(moments)
+    order.set_state(drawn.cpu())
+    *so_far, waiting = read["so_far"]
+    return *so_far, waiting.cpu()
 
 
 def due(step: int, steps: int, looks: int) -> bool:

@@ -13,6 +13,7 @@ from test_every_eval import patterns, subject_of
 from medssl.evals import _training, finetune
 from medssl.plan import load
 from medssl.spec import settings
+from medssl.store import Checkpoint
 
 QUICK = finetune.Config(epochs=2, updates=1, batch_size=4, smallest_crop=1.0, flip=0.0)
 
@@ -96,6 +97,43 @@ def test_no_batch_is_of_one_image(images, monkeypatch):
     assert set(seen) == {2}
     with pytest.raises(ValueError, match="finetune batch_size=1: it must be 2 or more"):
         settings("evals", ("finetune", {"batch_size": 1}))
+
+
+class Killed(BaseException):
+    """As sudden as a signal."""
+
+
+@pytest.mark.parametrize("frozen", [0.0, 0.4])
+def test_a_fit_that_is_killed_anywhere_ends_bitwise_as_one_that_is_not(frozen):
+    """Frozen at first, an encoder has no moments yet when the state is kept."""
+    splits = patterns(2, many=False, shuffled=False)
+    config = replace(QUICK, batch_size=100, frozen=frozen, looks=3, weight_decay=0.05)
+
+    def fitted(checkpoint):
+        subject = subject_of(splits, "binary-class")
+        subject.checkpoint = checkpoint
+        torch.manual_seed(len(held))  # another process has another global state
+        return _training.fit(subject, config)
+
+    held: list = [None]
+    calm, best = fitted(None)
+    fitted(Checkpoint(lambda: None, held.append, 0))
+    states = held[1:]
+    assert len(states) == 10
+    for kill in (1, 4, 7, 10):
+        held[:] = [None]
+
+        def save(state, kill=kill):
+            held.append(state)
+            if len(held) > kill:
+                raise Killed
+
+        with pytest.raises(Killed):
+            fitted(Checkpoint(lambda: None, save, 0))
+        model, again = fitted(Checkpoint(lambda: held[-1], held.append, 0))
+        assert again == best
+        for a, b in zip(calm.state_dict().values(), model.state_dict().values(), strict=True):
+            assert torch.equal(a, b)
 
 
 def test_the_published_recipe_is_a_sweep():
