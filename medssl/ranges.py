@@ -44,6 +44,7 @@ Corruptions = Annotated[
 ]
 
 
+@cache
 def split(kind: type) -> tuple[type, tuple[Range, ...]]:
     """The plain type of a declaration, and its ranges; of Literal["a", "b"] a str."""
     if get_origin(kind) is Literal:

@@ -10,6 +10,7 @@ and is in no id.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
@@ -24,6 +25,7 @@ Settings = tuple[tuple[str, Scalar], ...]  # a resolved Config, as sorted pairs
 Named = str | tuple[str, Mapping[str, Scalar]]  # "simclr", or ("simclr", {"temperature": 0.1})
 
 INF = float("inf")
+_JSON = json.JSONEncoder(sort_keys=True)
 NONE = "none"  # the method of zero epochs: the init itself, judged like any encoder
 SAME = "same"  # the target that is the encoder's own dataset; the source that is the target
 SUPERVISED = "supervised"  # an encoder that learned from labels, as the init of others
@@ -82,24 +84,31 @@ def _names(name: str, value: object) -> tuple[str, ...]:
     return tuple(sorted(set(found)))
 
 
+@cache
+def _plain(spec: type) -> list[tuple[str, type]]:
+    """The fields that hold one number or word, as they are declared."""
+    return [(f.name, f.type) for f in fields(spec) if split(f.type)[0] in (int, float, str)]
+
+
 class _Content:
     """What the two specs share: numbers of one kind, and an id made of every field."""
 
     def __post_init__(self):
-        for f in fields(self):
-            if split(f.type)[0] in (int, float, str):
-                object.__setattr__(self, f.name, _one(f.type, f.name, getattr(self, f.name)))
+        for name, declared in _plain(type(self)):
+            given = getattr(self, name)
+            if (found := _one(declared, name, given)) is not given:
+                object.__setattr__(self, name, found)
 
     @cached_property
     def id(self) -> str:
         """Twelve hex digits: equal specs, equal ids; a nested spec counts by its own id."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         flat = {k: v.id if isinstance(v, _Content) else v for k, v in values.items()}
         if isinstance(self, EncoderSpec) and (above := parent(self)):
             flat["init"] = f"{SUPERVISED}:{above.id}"  # whose own recipe is a part of this one's
         if isinstance(self, Cell) and self.source == self.target:
             del flat["source"]  # as ever: a cell keeps the name it had before there were sources
-        text = json.dumps({type(self).__name__: flat}, sort_keys=True)
+        text = _JSON.encode({type(self).__name__: flat})
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -272,20 +281,18 @@ class Sweep:
 
     def cells(self) -> list[Cell]:
         """Every cell that is kept, once each, those of one encoder side by side."""
-        return [cell for cell, why in self._all() if why is None]
+        return [cell for cell, why in self._all if why is None]
 
     def dropped(self) -> dict[str, int]:
         """How many cells each reason dropped."""
-        reasons = [why for _, why in self._all() if why is not None]
-        return {why: reasons.count(why) for why in dict.fromkeys([*self.drop, *reasons])}
+        reasons = Counter(why for _, why in self._all if why is not None)
+        return {why: reasons[why] for why in dict.fromkeys([*self.drop, *reasons])}
 
-    def _all(self) -> Iterator[tuple[Cell, str | None]]:
-        seen = set()
-        for encoder in self._encoders():
-            for cell in self._cells_of(encoder):
-                if cell.id not in seen:
-                    seen.add(cell.id)
-                    yield cell, _unfit(cell) or self._why(cell)
+    @cached_property
+    def _all(self) -> list[tuple[Cell, str | None]]:
+        """Every cell once, and why it is dropped."""
+        every = {c.id: c for encoder in self._encoders() for c in self._cells_of(encoder)}
+        return [(cell, _unfit(cell) or self._why(cell)) for cell in every.values()]
 
     def _why(self, cell: Cell) -> str | None:
         """The first reason of `drop` that holds for the cell, or None."""
@@ -318,8 +325,9 @@ class Sweep:
                 yield EncoderSpec(method=name, recipe=recipe, **spec)
 
     def _cells_of(self, encoder: EncoderSpec) -> Iterator[Cell]:
-        axes = map(_several, (self.target, self.source, self.eval))
-        for target, source, named in product(*axes):
+        evals = [(_name(named), settings("evals", named)) for named in _several(self.eval)]
+        sets = product(_several(self.target), _several(self.source))
+        for (target, source), (name, chosen) in product(sets, evals):
             target = encoder.dataset if target == SAME else target
             unseen = encoder.method == NONE  # it has seen no images: its dataset is the target's
             judged = replace(encoder, dataset=target) if unseen else encoder
@@ -328,13 +336,13 @@ class Sweep:
             for (fraction, shots), subset in product(known, _several(self.subset_seed)):
                 yield Cell(
                     encoder=judged,
-                    eval=_name(named),
+                    eval=name,
                     target=target,
                     source=source,
                     label_fraction=fraction,
                     shots=shots,
                     subset_seed=0 if (fraction, shots) == (1, 0) else subset,
-                    settings=settings("evals", named),
+                    settings=chosen,
                 )
 
 
