@@ -18,7 +18,7 @@ from pathlib import Path
 import medssl
 from medssl import datasets, registry, results, weights
 from medssl.ranges import split
-from medssl.spec import NONE, UNUSED, Cell, EncoderSpec, Scalar, Sweep, parent
+from medssl.spec import NONE, SAME, UNUSED, Cell, EncoderSpec, Scalar, Sweep, parent
 from medssl.store import Store
 
 ALWAYS = ("method", "dataset", "backbone", "init", "views", "seed")  # axes that are shown
@@ -96,7 +96,9 @@ def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
     named, made = to_make(cells), to_make(missing, store.names("encoders", ".safetensors"))
     for name, size in needed_data(cells, named):
         problems.update(datasets.wrong(name, size))
-    asked = {(c.eval, c.target, c.settings, c.shots, c.encoder.image_size): c for c in cells}
+    asked = {
+        (c.eval, c.target, c.source, c.settings, c.shots, c.encoder.image_size): c for c in cells
+    }
     for cell in asked.values():
         problems.update(_unfit(cell))
     for views in sorted({s.views for s in specs if s.method != NONE} - set(presets)):
@@ -134,18 +136,23 @@ def axes(cells: Sequence[Cell]) -> dict[str, list[str]]:
         told = f"{value:g}" if isinstance(value, float) else str(value)
         found.setdefault(axis, {})[" and ".join(value) if isinstance(value, tuple) else told] = None
 
-    for spec in {cell.encoder.id: cell.encoder for cell in cells}.values():
-        unused = UNUSED if spec.method == NONE else ()
+    specs = {cell.encoder.id: cell.encoder for cell in cells}.values()
+    pretrained = any(spec.method != NONE for spec in specs)
+    for spec in specs:
+        unused = [*UNUSED, *["dataset"] * pretrained] if spec.method == NONE else ()
         for f in fields(spec):
             if f.name not in ("recipe", *unused):
                 add(f.name, getattr(spec, f.name))
         for name, value in spec.recipe:
             add(f"{spec.method} {name}", value)
     elsewhere = any(cell.target != cell.encoder.dataset for cell in cells)
+    shifted = any(cell.source != cell.target for cell in cells)
     for cell in cells:
         add("eval", cell.eval)
         if elsewhere:
             add("target", cell.target)
+        if shifted:
+            add("source", SAME if cell.source == cell.target else cell.source)
         add(*(("shots", cell.shots) if cell.shots else ("label_fraction", cell.label_fraction)))
         if cell.shots or cell.label_fraction < 1:
             add("subset_seed", cell.subset_seed)
@@ -234,7 +241,8 @@ def _unfit(cell: Cell) -> list[str]:
     told, groups = [], {k: v for k, v in settings.items() if isinstance(v, tuple)}
     own = datasets.members(target) | datasets.members(cell.source)
     if groups and all(own & datasets.members(of) for of in cell.datasets):
-        told.append(f"{name} has nothing to tell from {target}: name sets in {_sets(name)}")
+        both = " and ".join(dict.fromkeys([target, cell.source]))
+        told.append(f"{name} has nothing to tell from {both}: name sets in {_sets(name)}")
     for twice in [n for n, times in Counter(sum(groups.values(), ())).items() if times > 1]:
         both = " and in ".join(group for group, names in groups.items() if twice in names)
         told.append(f"{name} has {twice} in {both}: leave it in one of them")

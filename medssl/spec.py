@@ -108,6 +108,8 @@ class _Content:
             flat["init"] = f"{SUPERVISED}:{above.id}"  # whose own recipe is a part of this one's
         if isinstance(self, Cell) and self.source == self.target:
             del flat["source"]  # as ever: a cell keeps the name it had before there were sources
+        if isinstance(self, Cell) and self.shots:
+            flat["shots"] = [self.shots, 2]  # 2: images without any label are a class too
         text = _JSON.encode({type(self).__name__: flat})
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -329,8 +331,9 @@ class Sweep:
         sets = product(_several(self.target), _several(self.source))
         for (target, source), (name, chosen) in product(sets, evals):
             target = encoder.dataset if target == SAME else target
-            unseen = encoder.method == NONE  # it has seen no images: its dataset is the target's
-            judged = replace(encoder, dataset=target) if unseen else encoder
+            unseen = encoder.method == NONE  # it has seen no images: its dataset is the source's
+            learned = target if source == SAME else source
+            judged = replace(encoder, dataset=learned) if unseen else encoder
             known = [(fraction, 0) for fraction in _several(self.label_fraction)]
             known += [(1.0, shots) for shots in _several(self.shots)]
             for (fraction, shots), subset in product(known, _several(self.subset_seed)):
@@ -352,20 +355,22 @@ def _unfit(cell: Cell) -> str | None:
     able = method != NONE and registry.attribute("methods", method, "backbones")
     if able and family not in able:
         return f"{method} trains {' and '.join(able)} alone"
-    if not _agree(cell.source, cell.target):
-        return f"the classes of {cell.source} are not those of {cell.target}"
-    return None
+    return _unlike(cell.source, cell.target)
 
 
 @cache
-def _agree(source: str, target: str) -> bool:
-    """Whether labels of both are known to mean the same; a wrong name is for the plan to say."""
+def _unlike(source: str, target: str) -> str | None:
+    """Why a head of the one says nothing of the other; None for equal classes, and for a name that
+    there is not, which is for the plan to say."""
     if source == target:
-        return True
+        return None
     try:
-        return datasets.about(source).labels == datasets.about(target).labels is not None
+        known = [datasets.about(name).labels for name in (source, target)]
     except ValueError:
-        return True
+        return None
+    if None in known:
+        return f"the classes of {source} are not known to be those of {target}"
+    return None if known[0] == known[1] else f"the classes of {source} are not those of {target}"
 
 
 def _several(axis) -> list:

@@ -73,11 +73,14 @@ def resamples(
 def auroc(scores_NK: np.ndarray, t_NK: np.ndarray, c_NR: np.ndarray) -> np.ndarray:
     """a_KR: of every label and resample, exact, a tie counting one half; NaN where there is none.
 
-    Each label is sorted once. The positives' distinct scores cut the order into places 2i (between
-    two of them) and 2i + 1 (level with one); what a resample has in each place is a sparse product.
+    Each label is sorted once. The distinct scores of its rarer side, say the positives, cut the
+    order into places 2i (between two of them) and 2i + 1 (level with one); what a resample has in
+    each place is a sparse product.
     """
     cut = []
     for s_N, t_N in zip(np.asarray(scores_NK).T, np.asarray(t_NK).T > 0.5, strict=True):
+        if 2 * np.count_nonzero(t_N) > len(t_N):  # the same number, and fewer places
+            s_N, t_N = -s_N, ~t_N
         edges = np.unique(s_N[t_N])
         place_N = np.searchsorted(edges, s_N, "left") + np.searchsorted(edges, s_N, "right")
         up_N, down_N = np.flatnonzero(t_N), np.flatnonzero(~t_N)
@@ -172,6 +175,8 @@ def may_be_best(v_MR: np.ndarray, level: float = 0.95) -> np.ndarray:
     images, would leave out the true best too often. Hsu 1984, Annals of Statistics 12
     """
     v_MR = v_MR[:, ~np.isnan(v_MR).any(0)]
+    if v_MR.shape[1] < 2:  # nothing is known of how they stray
+        return np.ones(len(v_MR), bool)
     inside = np.ones(len(v_MR), bool)
     for i, v_R in enumerate(v_MR):
         d_MR = np.delete(v_MR - v_R, i, axis=0)
@@ -352,9 +357,9 @@ def components(
     Subset seed 1 draws the same images for every encoder, so subsets are crossed with pretraining
     seeds; crossed=False is for those drawn anew for each, nested in it. (Nested sums would take a
     share of the subsets from the pretraining's variance where they are the same.) Heads are nested
-    in both; `sgd_probe` draws the same five for each, and what these share is taken from the
-    variances above, at most a fifth of the head's. ValueError for an unbalanced design: run what is
-    missing. Searle et al. 1992, ch. 4
+    in both; `sgd_probe` draws the same five for all subsets of an encoder, and what these share is
+    in the pretraining's variance, a fifth of the head's at most. ValueError for an unbalanced
+    design: run what is missing. Searle et al. 1992, ch. 4
     """
     tree: dict[int, dict[int, list]] = {}
     for p, s, h in sorted(values):

@@ -351,7 +351,9 @@ def evaluate(
 
     load, tests = _features_once(made, spec, images, store, here, progress)
     leaks = cache(
-        lambda target, source: _contamination(target, [source, *made.seen], images, store, here)
+        lambda target, source: _contamination(
+            target, [source, *made.seen], spec.image_size, images, store, here
+        )
     )
 
     def subject_of(cell: Cell) -> Judged:
@@ -537,6 +539,7 @@ def _features_once(
 def _contamination(
     target: str,
     learned: list[str],
+    size: int,
     images: Callable[[str, str], Images],
     store: Store,
     here: Here,
@@ -545,11 +548,10 @@ def _contamination(
     for a store. Validation, by which is chosen, is `medssl data audit`'s."""
     said, test = [], images(target, "test")
     for dataset in dict.fromkeys(learned):
-        try:
-            train = images(dataset, "train")
-        except ValueError:  # of an init's past: the encoder is here, and its images are not
+        if datasets.check(dataset, size, here.data):  # the encoder is here, and its images are not
             said.append(f"{dataset}, which was learned from, is not here to be compared")
             continue
+        train = images(dataset, "train")
         name = f"audits/{train.md5[:12]}-{test.md5[:12]}-v{audit.VERSION}.json"
         if (kept := store.read(name)) is None:
             kept = json.dumps(audit.overlap(train, test, here.device)).encode()

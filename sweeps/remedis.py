@@ -12,7 +12,7 @@ CT organs cut in three planes: BiT's weights, then SimCLR on axial OrganAMNIST, 
 
 Batch, temperature and views are REMEDIS's, AdamW and fine-tuning's settings ours. Nothing is
 mirrored in fine-tuning, as left and right kidneys are two classes; the views of SimCLR are.
-Cost: 3 pretrainings (200 epochs of 34,561 images) and 312 fine-tunings, some 110 million images in
+Cost: 3 pretrainings (200 epochs of 34,561 images) and 234 fine-tunings, some 85 million images in
 all: half a day or so on one GPU (estimated, not measured). Success: where retrained, `simclr` needs
 fewer labels than `none` does by itself, and as they are it stands above `none` at 100 %.
 Azizi et al. 2023, https://doi.org/10.1038/s41551-023-01049-7

@@ -275,6 +275,7 @@ def test_methods_that_may_be_best_hold_the_best_one():
     assert not inside_M[8]  # always 0.2 below the first
     assert inside_M[9] == inside_M[0]  # and one that is the first
     assert stats.may_be_best(v_MR[:1]).all()
+    assert stats.may_be_best(np.array([[0.5, np.nan], [0.9, 0.8]])).all()  # no resample of both
 
 
 # families

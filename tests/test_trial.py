@@ -12,6 +12,7 @@ import safetensors
 import torch
 
 from medssl import backbones, results, trial, weights
+from medssl.datasets import medmnist
 from medssl.evals import _heads, _training, finetune, knn, linear_probe, sgd_probe
 from medssl.features import Judged
 from medssl.pretrain import initial
@@ -679,12 +680,20 @@ def test_twins_are_looked_for_in_all_that_an_encoder_has_ever_learned_from(tmp_p
     assert told(first) == [HOME, "phantom/xray"]
     assert told(then) == [AWAY, "phantom/xray", HOME]
 
-    def gone(dataset: str, split: str):
-        raise ValueError("get the file from somewhere")
-
-    load = lambda d, s: gone(d, s) if d == HOME else trial.datasets.load(d, s, 28)  # noqa: E731
-    said = trial._contamination(AWAY, [AWAY, HOME], load, store, HERE)
+    checked = trial.datasets.check
+    gone = lambda name, *rest: ["get it"] if name == HOME else checked(name, *rest)  # noqa: E731
+    monkeypatch.setattr(trial.datasets, "check", gone)
+    load = lambda d, s: trial.datasets.load(d, s, 28)  # noqa: E731
+    said = trial._contamination(AWAY, [AWAY, HOME], 28, load, store, HERE)
     assert said.endswith(f"; {HOME}, which was learned from, is not here to be compared")
+
+
+def test_a_file_that_is_gone_is_not_fetched_to_look_for_twins(tmp_path, monkeypatch):
+    monkeypatch.setattr(medmnist, "fetch", lambda *_: pytest.fail("it was fetched"))
+    here, gone = replace(HERE, data=tmp_path), "medmnist/breastmnist"
+    load = lambda d, s: trial.datasets.load(d, s, 28, tmp_path)  # noqa: E731
+    said = trial._contamination(AWAY, [AWAY, gone], 28, load, Store(tmp_path), here)
+    assert said == f"{gone}, which was learned from, is not here to be compared"
 
 
 def test_an_encoder_can_be_made_alone_and_tells_what_went_wrong(tmp_path, monkeypatch):
@@ -777,14 +786,20 @@ def test_a_model_of_the_source_is_judged_on_the_target_as_it_is(tmp_path):
     assert {r["target_md5"] for r in rows} == {f"{away.md5} {home['train'].md5}"}
 
 
-def test_what_was_learned_is_learned_once_for_all_targets(tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", ["none", "simclr"])
+def test_what_was_learned_is_learned_once_for_all_targets(tmp_path, monkeypatch, method):
+    """Of none, which has no set of its own, too: its encoder is the one of the source."""
     fitted, real = [], finetune.fit
     monkeypatch.setattr(finetune, "fit", lambda *a: fitted.append(1) or real(*a))
-    grid = {"method": "none", "eval": QUICK_TUNE, "source": ["same", HOME]}
-    cells = sweep(**grid, target=[HOME, AWAY], label_fraction=[0.1, 1.0]).cells()
-    assert len(cells) == 6
+    grid = {"method": method, "eval": QUICK_TUNE, "dataset": HOME, "source": ["same", HOME]}
+    every = sweep(**grid, target=[HOME, AWAY], label_fraction=[0.1, 1.0]).cells()
+    assert len(every) == 6
+    first = every[0].encoder
+    cells = [cell for cell in every if cell.encoder == first]
+    assert len(cells) == (6 if method == "simclr" else 4)
     trial.run(cells, Store(tmp_path / "all"), HERE)
-    assert len(fitted) == 4  # from the one or from the other, with few labels or all
+    pairs = {(cell.source, cell.label_fraction) for cell in cells}
+    assert len(fitted) == len(pairs) == (4 if method == "simclr" else 2)
     for cell in cells:
         trial.run([cell], Store(tmp_path / "each"), HERE)
     values = [

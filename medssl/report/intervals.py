@@ -75,7 +75,8 @@ def summaries(
     for one in found:
         made.append(_with_intervals(one, count))
         made += _differences(one, against or NONE, count, CORRECTIONS[correct][0])
-        made += _ranks(one.grid)
+        made += (ranks := _ranks(one.grid))
+        notes += _unranked(one.grid) * (not ranks)
         spread, told = variances.summary(one.grid, one.numbers)
         made += spread
         notes += told
@@ -183,21 +184,18 @@ def _delong(number: Resampled, other: Resampled) -> float | None:
 
 def _unlike(grid: Grid, differences: Iterable[Place], against: str) -> list[str]:
     """A note where a difference is of means over other seeds than the baseline's."""
-
-    def seeds(line: tuple[str, ...], known: Known) -> set[int]:
-        return set(tables.by_seed(grid.lines[line][known]))
-
     unlike = [
         line
         for line, known in differences
-        if seeds(line, known) != seeds(baseline(line, grid, against), known)
+        if _seeds(grid.lines[line][known])
+        != _seeds(grid.lines[baseline(line, grid, against)][known])
     ]
     if not unlike:
         return []
     named = "; ".join(", ".join(line) for line in dict.fromkeys(unlike[:3]))
     return [
         f"{len(unlike)} of {len(differences)} differences to {against} are of means over other "
-        f"pretraining seeds than its own: run what is missing ({named})"
+        f"pretraining or subset seeds than its own: run what is missing ({named})"
     ]
 
 
@@ -288,11 +286,15 @@ def _checked(differences: list[Difference], correction: str) -> str:
 
 
 def _spread(rows: list[dict], other: list[dict]) -> float | None:
-    """sd of the difference over pretraining seeds, where both have the same two or more."""
+    """sd of the difference over pretraining seeds, where both have the same seeds, two or more."""
     a, b = tables.by_seed(rows), tables.by_seed(other)
-    if len(a) < 2 or a.keys() != b.keys():
+    if len(a) < 2 or _seeds(rows) != _seeds(other):
         return None
     return stdev(tables.value(a[seed]) - tables.value(b[seed]) for seed in a)
+
+
+def _seeds(rows: Iterable[dict]) -> set[tuple[int, int]]:
+    return {(row["seed"], row["subset_seed"]) for row in rows}
 
 
 def start(*methods: str) -> list[str]:
@@ -368,6 +370,15 @@ def _ranks(grid: Grid) -> list[Summary]:
             caption="; ".join([caption, *said]),
         )
     ]
+
+
+def _unranked(grid: Grid) -> list[str]:
+    """A note where a table of several lines and three targets or more has no ranks."""
+    at = grid.shown.index("target")
+    lines = {line[:at] + line[at + 1 :] for line in grid.lines}
+    if _per_label(grid) or len({line[at] for line in grid.lines}) < 3 or len(lines) < 2:
+        return []
+    return [f"no mean ranks of {grid.title}: no three targets have a number of every other line"]
 
 
 def _ranked(v_DM: np.ndarray) -> tuple[list[str], str]:

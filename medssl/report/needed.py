@@ -58,9 +58,10 @@ def _table(
         f"; labels needed: the smallest share with which a line reaches {against} with all labels, "
         f"{start} (of {against} itself: how few would have done), where between two measured "
         "shares the score is a line in log10 of the share, and the last of several crossings "
-        "counts; <=: the smallest measured, fewer may do; not reached: nor with the most that were "
-        "measured; [95 % interval on other test images, the encoders and the labelled images as "
-        f"they are: {count:,} resamples, the same for a line and its baseline]"
+        "counts; shares are as asked, and every class keeps an image; <=: the smallest measured, "
+        "fewer may do; not reached: nor with the most that were measured; [95 % interval on other "
+        f"test images, the encoders and the labelled images as they are: {count:,} resamples, the "
+        "same for a line and its baseline]"
     )
     plain = tables.summary(grid, said=said)
     at = {known: len(grid.shown) + i for i, known in enumerate(grid.columns)}.get(ALL_LABELS)

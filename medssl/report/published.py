@@ -18,7 +18,7 @@ import numpy as np
 
 from medssl import stats
 from medssl.report import tables
-from medssl.report.intervals import Predictions
+from medssl.report.resampled import Predictions
 from medssl.report.tables import ALL_LABELS, Summary
 
 METRICS = {"auc": "auroc", "auroc": "auroc", "acc": "accuracy", "accuracy": "accuracy"}

@@ -18,11 +18,13 @@ from medssl import stats
 from medssl.report import tables
 from medssl.report.tables import Known
 
-FEW = 10  # images on one side of an AUROC, of which resamples are too much alike
+FEW = 10  # images of a label, of which resamples are too much alike
+LEAST = 3  # of two, one test in seven finds at 0.05 what is not there
 OTHERS = (
     "the predictions that were kept, scored again, give another number than the table has: the two "
     "are of different runs; delete rows/CELL.parquet in the store and run the sweep again"
 )
+KEPT = 2**25  # counts of one set: those of a larger one are drawn again each time
 Place = tuple[tuple[str, ...], Known]  # of a number in its table
 
 # N test images, K classes, R the test set and its resamples, H heads
@@ -106,15 +108,15 @@ class Predictions:
             return None
         digest = hashlib.sha256(np.ascontiguousarray(t_NK)).hexdigest()
         placed_N = t_N = None
+        if (side := _side(t_NK, row["task"], self.metric)) < LEAST:
+            self.absent[
+                f"a label is that of fewer than {LEAST} test images, or all but so few"
+            ].add(row["cell"])
+            return None
+        if side < FEW:
+            self.few[row["target"]] = int(side)
         if (k := stats.single(t_NK, row["task"], self.metric)) is not None:
             t_N = np.asarray(t_NK[:, k]) > 0.5
-            if (side := min(t_N.sum(), (~t_N).sum())) < 2:  # it would never vary
-                self.absent["a label is that of a single test image, or of all but one"].add(
-                    row["cell"]
-                )
-                return None
-            if side < FEW:
-                self.few[row["target"]] = int(side)
             placed_N = stats.placements(np.stack([s_NK[:, k] for s_NK in heads]), t_N).mean(0)
         return _Cell(v_HR, (row["target"], digest), placed_N, t_N)
 
@@ -144,12 +146,25 @@ class Predictions:
             f"{', '.join(sorted(cells)[:3])}{', ...' * (len(cells) > 3)})"
             for why, cells in self.absent.items()
         ] + [
-            f"{self.metric} of {target} rests on {side} test images of one side: intervals are too "
+            f"{self.metric} of {target} rests on {side} test images of a label: intervals are too "
             "narrow and p too small where there are so few"
             for target, side in self.few.items()
         ]
 
 
-@lru_cache(12)  # of a target, and of all sets that it is told from
+def _side(t_NK: np.ndarray, task: str, metric: str) -> float:
+    """How many test images a number of a single label rests on; inf for one of all labels."""
+    name, k = stats.of_label(metric) or ("auroc", stats.single(t_NK, task, metric))
+    if k is None or k >= t_NK.shape[1]:
+        return np.inf
+    ups = np.count_nonzero(np.asarray(t_NK[:, k]) > 0.5)
+    return min(ups, len(t_NK) - ups) if name == "auroc" else ups
+
+
 def _counts(n: int, count: int, seed: int = 0) -> np.ndarray:
+    return (_kept if n * count < KEPT else stats.resamples)(n, count, seed)
+
+
+@lru_cache(12)  # of a target, and of all sets that it is told from
+def _kept(n: int, count: int, seed: int) -> np.ndarray:
     return stats.resamples(n, count, seed)

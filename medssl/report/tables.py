@@ -113,7 +113,8 @@ def notes(rows: Iterable[dict]) -> list[str]:
     for row in rows:
         of_sets |= dict.fromkeys(filter(None, (row["contamination"] or "").split("; ")))
         if row["scarce"]:
-            of_sets[f"{row['shots']}-shot on {row['target']}: {row['scarce']}, all known"] = None
+            source = row["source"] or row["target"]
+            of_sets[f"{row['shots']}-shot on {source}: {row['scarce']}, all known"] = None
         whole = row["init_sha256"] and not row["init_left_random"]  # nothing is left to a seed
         if row["method"] == NONE and whole:
             seeds[row["backbone"], row["init"], row["init_sha256"]].add(row["seed"])

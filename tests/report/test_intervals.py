@@ -216,22 +216,27 @@ def test_a_number_of_uneven_seeds_is_resampled_as_it_is_averaged(tmp_path):
     assert entry.startswith(f"{v_R[0]:.3f} ± ")
     assert f"[{low:.3f}, {high:.3f}]" in entry
     notes = [line for line in table(file, store)[1].splitlines() if line.startswith("note")]
-    assert len(notes) == 2
+    assert len(notes) == 3
     assert "60 resamples" in notes[0]
-    assert "no variances of 1 number: every pretraining seed needs the same subset" in notes[1]
+    assert "1 of 8 differences to none are of means over other pretraining or subset" in notes[1]
+    assert "no variances of 1 number: every pretraining seed needs the same subset" in notes[2]
+    differences = [line for line in markdown(file, store) if line[2].startswith("+")]
+    paired = {tuple(line[:2]): " ± " in line[2] for line in differences}
+    assert paired.pop(("phantom/cells", "simclr")) is False  # of other labelled images
+    assert set(paired.values()) == {True}
 
 
 def test_a_difference_of_means_over_other_seeds_is_noted(tmp_path):
     """Three seeds of one against two of the other: the third's luck is in the difference."""
     file, store, cells = changed(tmp_path)
-    assert "other pretraining seeds" not in table(file, store)[1].replace("\n", " ")
+    assert "than its own" not in table(file, store)[1].replace("\n", " ")
     for cell in cells:
         if (cell.encoder.method, cell.encoder.seed, cell.target) == ("byol", 1, "phantom/cells"):
             store.delete(f"rows/{cell.id}.parquet")
     out = " ".join(table(file, store)[1].split())
     assert (
-        "note: 2 of 8 differences to none are of means over other pretraining seeds than its own: "
-        "run what is missing (phantom/cells, byol)"
+        "note: 2 of 8 differences to none are of means over other pretraining or subset seeds "
+        "than its own: run what is missing (phantom/cells, byol)"
     ) in out
 
 
@@ -358,6 +363,21 @@ def test_ranks_are_shown_for_three_targets_and_not_for_two(swept, tmp_path):
         ):  # fmt: skip
             store.delete(f"rows/{cell.id}.parquet")
     assert markdown(file, store)[-3][1:] == [ranks[0][1]]  # at 10 % alone all three are whole
+
+
+def test_three_targets_without_ranks_say_why(tmp_path):
+    three = (
+        '["phantom/cells", "phantom/organs"]',
+        '["phantom/cells", "phantom/organs", "phantom/c"]',
+    )
+    lines = ('method=["none", "simclr", "byol"]', 'method=["none", "simclr"]')
+    file, store, cells = changed(tmp_path, three, lines)
+    told = "note: no mean ranks of knn auroc: no three targets have a number of every other line"
+    assert told not in table(file, store)[1]
+    for cell in cells:
+        if (cell.encoder.method, cell.target) == ("simclr", "phantom/c"):
+            store.delete(f"rows/{cell.id}.parquet")
+    assert told in table(file, store)[1].replace("\n", " ")
 
 
 def test_groups_of_ranks_have_letters_and_two_methods_have_wilcoxon():
