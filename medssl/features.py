@@ -89,11 +89,17 @@ class Judged:
         self.source = source or target
         self.live = False  # whether a model ran here, and not features alone were asked for
         self.scarce = ""  # classes with fewer images than `each`, once labels were asked for
+        self.labelled = 0  # training images whose labels are known, then too
         self.device, self.checkpoint = device or torch.device("cpu"), checkpoint
         self._encoder, self._load, self._images = encoder, load, images
         self._fraction, self._subset, self._each = label_fraction, subset_seed, each
         self._alike, self._made = alike, made
         self._read: dict[str, Images] = {}  # splits, read once for as long as this cell lasts
+
+    @property
+    def known(self) -> dict:
+        """What rows say of the labels that were known, once these were asked for."""
+        return {"scarce": self.scarce, "labelled": self.labelled}
 
     def features(self, split: str, dataset: str | None = None) -> Features:
         part = "train" if split == "unlabeled" else split
@@ -119,10 +125,14 @@ class Judged:
 
     def _known(self, t_NK: np.ndarray) -> np.ndarray | None:
         """Which training images keep their label; None: all."""
+        keep = None
         if self._each:
             self.scarce = scarce(t_NK, self._each)
-            return shots(t_NK, self._each, self._subset)
-        return subset(t_NK, self._fraction, self._subset) if self._fraction < 1 else None
+            keep = shots(t_NK, self._each, self._subset)
+        elif self._fraction < 1:
+            keep = subset(t_NK, self._fraction, self._subset)
+        self.labelled = len(t_NK if keep is None else keep)
+        return keep
 
     def once(self, make: Callable[[], object]) -> object:
         if self._made is None:

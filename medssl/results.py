@@ -62,6 +62,7 @@ ROW = pa.schema(
         ("versions", pa.string()),  # of libraries, as JSON
         ("notes", pa.string()),  # what a reader of its numbers should know of the pretraining
         ("contamination", pa.string()),  # test images that are among those learned from, or nearly
+        ("labelled", pa.int64()),  # training images whose labels were known
         ("scarce", pa.string()),  # classes that have fewer training images than `shots` asks
         ("collapsed", pa.bool_()),  # its features lay on a line at the end, see monitor.py
         ("pretrain_s", pa.float64()),  # seconds in the training loop, over all attempts

@@ -380,6 +380,7 @@ def evaluate(
         return f"checkpoints/{spec.id}-{what}.pt"
 
     left = Counter(map(_learned, cells))
+    known: dict[tuple, dict] = {}  # of cells that learn alike only the first asks for labels
     begun: dict[str, Begun] = {}
     alike = dict.fromkeys(map(_learned, cells))
     for cell in sorted(cells, key=lambda cell: list(alike).index(_learned(cell))):
@@ -402,7 +403,7 @@ def evaluate(
                 "task": test.task,
                 "target_md5": " ".join(md5s[read] for read in _read(cell) if read in md5s),
                 "contamination": leaks(cell.target, cell.source),
-                "scarce": subject.scarce,
+                **known.setdefault(_learned(cell), subject.known),
                 "code": here.code,
                 "versions": versions(),
                 "eval_s": share_s + time.perf_counter() - began,

@@ -238,7 +238,8 @@ def test_shots_that_a_class_has_not_are_noted(tmp_path, eval):
     store = Store(tmp_path)
     trial.run(cells, store, HERE)
     rows = results.table(store, cells).to_pylist()
-    assert {(r["shots"], r["scarce"]) for r in rows} == {(3, ""), (481, "class 1 has 480")}
+    told = {(r["shots"], r["scarce"], r["labelled"]) for r in rows}
+    assert told == {(3, "", 6), (481, "class 1 has 480", 481 + 480)}
     assert tables.notes(rows) == ["481-shot on phantom/lesions: class 1 has 480, all known"]
 
 
@@ -784,6 +785,19 @@ def test_a_model_of_the_source_is_judged_on_the_target_as_it_is(tmp_path):
     rows = results.table(store, cells).to_pylist()
     assert {r["value"] for r in rows if r["metric"] == "val_auroc"} >= {expected["val_auroc"]}
     assert {r["target_md5"] for r in rows} == {f"{away.md5} {home['train'].md5}"}
+
+
+@pytest.mark.parametrize("eval", ["linear_probe", QUICK_TUNE])
+def test_rows_of_every_target_say_what_was_labelled(tmp_path, eval):
+    """Of what is learned once, only the first cell asks for labels."""
+    grid = {"method": "none", "source": HOME, "target": [HOME, AWAY], "eval": eval}
+    cells = sweep(**grid, label_fraction=[0.001, 0.1], shots=481).cells()
+    trial.run(cells, Store(tmp_path), HERE)
+    rows = results.table(Store(tmp_path), cells).to_pylist()
+    told = {(r["target"], r["shots"] or r["label_fraction"]): r["labelled"] for r in rows}
+    one = {0.001: 2, 0.1: 120, 481: 961}  # of 720 and 480
+    assert told == {(target, asked): n for target in (HOME, AWAY) for asked, n in one.items()}
+    assert {r["target"] for r in rows if r["scarce"]} == {HOME, AWAY}
 
 
 @pytest.mark.parametrize("method", ["none", "simclr"])

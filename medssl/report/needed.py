@@ -58,7 +58,7 @@ def _table(
         f"; labels needed: the smallest share with which a line reaches {against} with all labels, "
         f"{start} (of {against} itself: how few would have done), where between two measured "
         "shares the score is a line in log10 of the share, and the last of several crossings "
-        "counts; shares are as asked, and every class keeps an image; <=: the smallest measured, "
+        "counts; <=: the smallest measured, "
         "fewer may do; not reached: nor with the most that were measured; [95 % interval on other "
         f"test images, the encoders and the labelled images as they are: {count:,} resamples, the "
         "same for a line and its baseline]"
@@ -96,6 +96,12 @@ def _table(
     return [Summary(title, header, lines, plain.caption)] if lines else []
 
 
+def _share(place: Place, rows: list[dict], whole: list[dict]) -> float:
+    """Of the images that `whole` had labelled; as it was asked for in rows that do not say."""
+    known, every = rows[0].get("labelled"), whole[0].get("labelled")
+    return known / every if known and every else place[1][1]
+
+
 def _needed(
     grid: Grid,
     curve: list[Place],
@@ -116,17 +122,19 @@ def _needed(
             told["no interval where a line and its baseline have other test images"].append(
                 curve[0][0]
             )
-    fractions = [fraction for _, (_, fraction) in curve]
-    most = fractions[-1]
+    shares = [_share(place, rows[place], rows[goal]) for place in curve]
+    other = [i for i, share in enumerate(shares) if share not in shares[:i]]  # than one before it
+
+    def percent(share: float) -> str:
+        return f"{float(f'{100 * share:.2g}'):g} %"
 
     def text(share: stats.Needed) -> str:
         if share.fraction is None:
-            return "not reached" + (f" with {100 * most:g} %" if most < 1 else "")
-        if share.at_or_below:
-            return f"<= {100 * share.fraction:g} %"
-        return f"{float(f'{100 * share.fraction:.2g}'):g} %"
+            return "not reached" + (f" with {percent(shares[-1])}" if shares[-1] < 1 else "")
+        return "<= " * share.at_or_below + percent(share.fraction)
 
-    value, low, high = map(text, stats.labels_needed(fractions, v_FR[:-1], v_FR[-1]))
+    needed = stats.labels_needed([shares[i] for i in other], v_FR[other], v_FR[-1])
+    value, low, high = map(text, needed)
     seeds = min(len(tables.by_seed(of_number)) for of_number in rows.values())
     fewer = seeds < len({row["seed"] for row in grid.rows})
     return value + f" [{low}, {high}]" * paired + f" (n={seeds})" * fewer

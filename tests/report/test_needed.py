@@ -27,7 +27,7 @@ def low(cell, value: float) -> np.ndarray:
     return np.arange(N) < round(value * N)
 
 
-def fill(store: Store, cells, curves, low=low) -> None:
+def fill(store: Store, cells, curves, low=low, labelled=None) -> None:
     """`curves`: method -> AUROC by fraction, or a function of the cell."""
     for cell in cells:
         of = curves[cell.encoder.method]
@@ -35,7 +35,7 @@ def fill(store: Store, cells, curves, low=low) -> None:
         s_N = np.full(120, 0.5)
         s_N[:N] = np.where(low(cell, value), 0.25, 0.75)
         kept = {"scores": np.float32([1 - s_N, s_N]).T, "target": np.uint8(T_NK)}
-        about = {"task": "binary-class"}
+        about = {"task": "binary-class", "labelled": (labelled or {}).get(cell.label_fraction)}
         results.save(store, cell, {"auroc": value, "accuracy": 0.5, "ece": 0.5}, kept, about)
 
 
@@ -97,6 +97,19 @@ def test_labels_needed_are_where_the_curve_crosses_the_baseline(tmp_path, simclr
     assert none[:4] == ["phantom/cells", "none", "0.800", "0.800"]
     assert found[:4] == ["phantom/cells", "simclr", "0.800", f"{simclr[2]:.3f}"]
     assert found[4].partition(" [")[0] == expected
+
+
+def test_a_share_is_of_the_images_that_were_labelled(tmp_path):
+    """Of 300 images of eleven classes 1 % and 3 % are the same eleven: none has a curve of two."""
+    shares = ("label_fraction=[0.01, 0.1, 1.0]", "label_fraction=[0.01, 0.03, 0.1, 1.0]")
+    values = {0.01: 0.6, 0.03: 0.6, 0.1: 0.7, 1.0: 0.8}
+    better = {0.01: 0.85, 0.03: 0.85, 0.1: 0.9, 1.0: 0.9}
+    count = {0.01: 11, 0.03: 11, 0.1: 30, 1.0: 300}
+    swept = made(tmp_path, {"none": values, "simclr": better}, shares, labelled=count)
+    assert last(swept).partition(" [")[0] == "<= 3.7 %"
+    rising = {0.01: 0.7, 0.03: 0.7, 0.1: 0.9, 1.0: 0.9}
+    swept = made(tmp_path, {"none": values, "simclr": rising}, shares, labelled=count)
+    assert last(swept).partition(" [")[0] == "6.1 %"  # (11 * 30) ** 0.5 of 300
 
 
 def test_the_baselines_own_line_says_what_it_could_do_without(tmp_path):
