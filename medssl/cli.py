@@ -20,7 +20,7 @@ app = typer.Typer(
     help="Which self-supervised pretraining for my medical images? One sweep, one table.",
 )
 data_app = typer.Typer(
-    no_args_is_help=True, help="The image files: which there are, fetch, verify."
+    no_args_is_help=True, help="The image files: which there are, fetch, verify, audit."
 )
 app.add_typer(data_app, name="data")
 

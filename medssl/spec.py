@@ -48,7 +48,7 @@ def settings(kind: str, named: Named) -> Settings:
     if unknown := set(changes) - {f.name for f in fields(config)}:
         raise ValueError(
             f"{name} has no setting {', '.join(map(repr, sorted(unknown)))}: "
-            f"choose from {', '.join(f.name for f in fields(config))}"
+            f"choose from {', '.join(f.name for f in fields(config) if f.name != 'version')}"
         )
     types = {f.name: f.type for f in fields(config)}
     values = asdict(config(**changes))
@@ -205,7 +205,8 @@ class Cell(_Content):
             object.__setattr__(self, "source", self.target)
         if not 0 < self.label_fraction <= 1:
             raise ValueError(
-                f"label_fraction={self.label_fraction}: a share of the labels in (0, 1], 0.01 is 1%"
+                f"label_fraction={self.label_fraction}: a share of the labels in (0, 1], "
+                f"write 0.01 for 1%"
             )
         if self.shots and self.label_fraction != 1:
             raise ValueError(f"shots={self.shots}: with them, label_fraction is 1")

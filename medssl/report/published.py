@@ -43,6 +43,8 @@ def read(file: Path, only: str | None = None) -> list[Published]:
     try:
         with file.open(newline="") as opened:
             lines = list(csv.DictReader(opened))
+    except FileNotFoundError:
+        raise ValueError(f"no file {file}: name a CSV of published numbers") from None
     except (OSError, UnicodeDecodeError, csv.Error) as wrong:
         raise ValueError(f"{file} cannot be read as CSV: {wrong}") from None
     columns = list(lines[0]) if lines else []
@@ -115,16 +117,24 @@ def compare(
             f"nothing to compare: the file is of {', '.join(theirs)}; the sweep has measured "
             f"{', '.join(ours) if ours else 'nothing yet, run it first'}"
         )
+    here = set().union(*map(_names, rows))
+    if other := list(dict.fromkeys(one.dataset for one in published if one.dataset not in here)):
+        notes.append(f"in the file and not measured here: {', '.join(other)}")
     return found, notes
 
 
 def _same(row: dict, one: Published, metric: str) -> bool:
-    dataset = row["target"].rpartition("/")[2]
     return (
         row["source"] in (None, row["target"])
-        and (dataset, metric) == (one.dataset, one.metric)
+        and one.dataset in _names(row)
+        and one.metric == metric
         and one.size in (None, row["image_size"])
     )
+
+
+def _names(row: dict) -> set[str]:
+    """What a file may call the set: phantom/organs, or organs."""
+    return {row["target"], row["target"].rpartition("/")[2]}
 
 
 def _beside(rows: list[dict], one: Published, kept: Predictions) -> list[str]:

@@ -48,7 +48,7 @@ def _interval(number: Resampled | None) -> dict:
 def _difference(d: Difference | None, against: str, correct: str) -> dict:
     names = "diff", "diff_low", "diff_high", "diff_sd", "p", "p_adjusted", "p_delong"
     values = (*d.interval, d.spread, d.p, d.adjusted, d.delong) if d else [None] * len(names)
-    told = {"against": against if d else None, "correction": correct if d else None}
+    told = {"against": against if d else "", "correction": correct if d else ""}
     return told | dict(zip(names, values, strict=True))
 
 

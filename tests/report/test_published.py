@@ -93,6 +93,15 @@ def test_every_column_has_its_unit_and_a_dash_is_no_number(tmp_path):
         published.read(file)
 
 
+def test_a_set_has_either_name_and_what_is_not_here_is_noted(swept, tmp_path):
+    text = LONG.replace("breastmnist,resnet18", "medmnist/breastmnist,resnet18")
+    _, lines, out = compared(swept, tmp_path, text)
+    assert len(lines) == 4
+    assert "note: in the file and not measured here: pathmnist" in out
+    with pytest.raises(ValueError, match=r"no file .*no.csv: name a CSV"):
+        published.read(tmp_path / "no.csv")
+
+
 def test_a_line_for_each_published_number_of_the_set_with_all_labels(swept, tmp_path):
     code, lines, out = compared(swept, tmp_path, LONG)
     assert code == 0, out
