@@ -98,8 +98,9 @@ def compare(
     for metric in dict.fromkeys(one.metric for one in published):
         kept = Predictions(predictions, metric, count)
         for grid in tables.grids(rows, metric):
+            every = len({row["seed"] for row in grid.rows})
             lines = [
-                [*line, one.of, *_beside(of_line[ALL_LABELS], one, kept)]
+                [*line, one.of, *_beside(of_line[ALL_LABELS], one, kept, every)]
                 for line, of_line in grid.lines.items()
                 for one in published
                 if ALL_LABELS in of_line and _same(of_line[ALL_LABELS][0], one, metric)
@@ -137,7 +138,8 @@ def _names(row: dict) -> set[str]:
     return {row["target"], row["target"].rpartition("/")[2]}
 
 
-def _beside(rows: list[dict], one: Published, kept: Predictions) -> list[str]:
+def _beside(rows: list[dict], one: Published, kept: Predictions, every: int) -> list[str]:
+    """Theirs, ours, the difference, whether theirs is inside; fewer than `every` seed are told."""
     value = tables.value(rows)
     seeds = [tables.value(of_seed) for of_seed in tables.by_seed(rows).values()]
     ours = f"{value:.3f}" + (f" ± {stdev(seeds):.3f}" if len(seeds) > 1 else "")
@@ -146,4 +148,5 @@ def _beside(rows: list[dict], one: Published, kept: Predictions) -> list[str]:
         _, low, high = stats.interval(number.v_R)
         ours += f" [{low:.3f}, {high:.3f}]"
         inside = "yes" if low <= one.value <= high else "no"
+    ours += f" (n={len(seeds)})" * (len(seeds) < every)
     return [f"{one.value:.3f}", ours, f"{value - one.value:+.3f}", inside]

@@ -102,6 +102,17 @@ def test_a_set_has_either_name_and_what_is_not_here_is_noted(swept, tmp_path):
         published.read(tmp_path / "no.csv")
 
 
+def test_a_number_of_fewer_seeds_says_so(tmp_path, swept):
+    file, _, cells = swept
+    kept = Store(tmp_path / "kept")
+    for cell in cells:
+        if (cell.target, cell.encoder.seed) != ("medmnist/breastmnist", 1):
+            results.save(kept, cell, {"auroc": 0.5, "accuracy": 0.5}, {}, {"task": "binary-class"})
+    text = "dataset,model,acc\nbreastmnist,x,0.7\nretinamnist,x,0.7\n"
+    _, lines, _ = compared((file, kept, cells), tmp_path, text)
+    assert [line[4] for line in lines] == ["0.500 (n=1)", "0.500 ± 0.000"]
+
+
 def test_a_line_for_each_published_number_of_the_set_with_all_labels(swept, tmp_path):
     code, lines, out = compared(swept, tmp_path, LONG)
     assert code == 0, out
