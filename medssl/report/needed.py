@@ -46,6 +46,8 @@ def summaries(
     ]
     if not found:
         raise ValueError("; ".join(notes))
+    if {row["method"] for row in rows} == {against}:
+        notes.append(f"nothing but {against} has been measured: no other line to reach it yet")
     return found, [*notes, *read.notes()]
 
 

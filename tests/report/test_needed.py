@@ -116,6 +116,11 @@ def test_the_baselines_own_line_says_what_it_could_do_without(tmp_path):
     for values, expected in (((0.5, 0.6, 0.8), "100 %"), ((0.5, 0.8, 0.8), "10 %")):
         swept = made(tmp_path, {"none": curve(*values), "simclr": NONE})
         assert lines(swept)[0][4].partition(" [")[0] == expected
+        assert "nothing but none" not in needed(swept)[1]
+    for cell in swept[2]:
+        if cell.encoder.method != "none":
+            swept[1].delete(f"rows/{cell.id}.parquet")
+    assert "note: nothing but none has been measured: no other line" in needed(swept)[1]
 
 
 def test_a_curve_without_all_labels_was_not_reached_with_the_most_there_were(tmp_path):
