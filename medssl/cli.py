@@ -579,6 +579,7 @@ def _show(found: list, notes: list[str], format: Format, out: Path | None = None
         for one in found:
             console = _console(wide=True)
             with console.capture() as drawn:
+                console.print(_plain(one.title), style="bold", highlight=False)
                 console.print(_grid(one, console.width))
             for line in drawn.get().splitlines():
                 typer.echo(line.rstrip())
@@ -605,8 +606,7 @@ def _grid(table, width: int = 1000):
     from rich import box
     from rich.table import Table
 
-    shown = Table(title=table.title, box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
-    shown.title_style, shown.title_justify = "bold", "left"
+    shown = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0))
     columns = list(zip(table.header, *table.rows, strict=True))
     for name, *texts in columns:  # a number is never cut: names fold before it
         number = any(re.match(r"[+-]?\d+\.\d", text) for text in texts)

@@ -56,16 +56,21 @@ def _table(
 ) -> list[Summary]:
     """The lines that have a curve and a baseline; `told` why the others are not there."""
     start = f"of the same {intervals.shared(grid, against)}"
-    said = (
-        f"; labels needed: the smallest share with which a line reaches {against} with all labels, "
-        f"{start} (of {against} itself: how few would have done), where between two measured "
-        "shares the score is a line in log10 of the share, and the last of several crossings "
-        "counts; <=: the smallest measured, "
-        "fewer may do; not reached: nor with the most that were measured; [95 % interval on other "
-        f"test images, the encoders and the labelled images as they are: {count:,} resamples, the "
-        "same for a line and its baseline]"
-    )
-    plain = tables.summary(grid, said=said)
+
+    def said(seen: str) -> str:
+        """What the entries mean, of the signs that are among them."""
+        smallest = "; <=: the smallest measured, fewer may do" * ("<=" in seen)
+        never = "; not reached: nor with the most that were measured" * ("not reached" in seen)
+        return (
+            f"; labels needed: the smallest share with which a line reaches {against} with all "
+            f"labels, {start} (of {against} itself: how few would have done), where between two "
+            "measured shares the score is a line in log10 of the share, and the last of several "
+            f"crossings counts{smallest}{never}; [95 % interval on other test images, the encoders "
+            f"and the labelled images as they are: {count:,} resamples, the same for a line and "
+            "its baseline]"
+        )
+
+    plain = tables.summary(grid)
     at = {known: len(grid.shown) + i for i, known in enumerate(grid.columns)}.get(ALL_LABELS)
     texts = dict(zip(grid.lines, plain.rows, strict=True))
     numbers = {
@@ -95,7 +100,9 @@ def _table(
             ].append(line)
     header = [*grid.shown, f"{against} 100%", "own 100%", "labels needed"]
     title = f"{grid.title}, labels needed to reach {against} with all"
-    return [Summary(title, header, lines, plain.caption)] if lines else []
+    seen = " ".join(line[-1] for line in lines)
+    caption = tables.summary(grid, said=said(seen)).caption
+    return [Summary(title, header, lines, caption)] if lines else []
 
 
 def _share(place: Place, rows: list[dict], whole: list[dict]) -> float:

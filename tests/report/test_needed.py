@@ -418,3 +418,10 @@ def test_the_caption_says_what_the_interval_is_of_and_how_a_crossing_is_found(tm
         "[95 % interval on other test images, the encoders and the labelled images as they are: 60",
     ):
         assert said in text
+    assert "the smallest measured, fewer may do" in text
+    assert "not reached" not in text
+    some = last(made(tmp_path, {"none": NONE, "simclr": curve(0.7, 0.75, 0.79)}))
+    assert some.startswith("not reached")
+    text = " ".join(needed(swept, "--format", kind)[1].split())
+    assert "not reached: nor with the most that were measured" in text
+    assert "the smallest measured" not in text
