@@ -14,10 +14,20 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 STALLED_S = 20  # seconds without a byte, after which a download has failed
+
+
+@dataclass
+class Checkpoint:
+    """Where a checkpoint goes and how often; `load` gives None where there is none."""
+
+    load: Callable[[], bytes | None]
+    save: Callable[[bytes], None]
+    every_s: float  # seconds of work that a kill may cost
 
 
 @contextlib.contextmanager

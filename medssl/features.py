@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medssl._files import Checkpoint
 from medssl.datasets import Images
 from medssl.datasets._splits import scarce, shots, subset
 from medssl.device import autocast, float32
 from medssl.evals import Change, Features
-from medssl.store import Checkpoint
 
 # N images, B at a time, C channels, D features, K classes
 

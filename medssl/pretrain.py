@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from medssl import backbones, monitor, optimizers, registry, views, weights
+from medssl._files import Checkpoint
 from medssl.datasets import Images
 from medssl.device import autocast
 from medssl.methods import SSLMethod
 from medssl.spec import NONE, EncoderSpec
-from medssl.store import Checkpoint
 
 # B images in a batch, C channels, H rows, W columns, D members of a union
 

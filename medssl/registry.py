@@ -32,6 +32,11 @@ def known(kind: str, name: str) -> str:
     return file
 
 
+def room(kind: str) -> ModuleType:
+    """The package of a kind, for what its contract answers; imported when it is asked for."""
+    return importlib.import_module(f"medssl.{kind}")
+
+
 def load(kind: str, name: str) -> ModuleType:
     """`load("methods", "simclr").Method` is the class in medssl/methods/simclr.py."""
     return importlib.import_module(f"medssl.{kind}.{known(kind, name)}")

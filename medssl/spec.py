@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from itertools import product
 from numbers import Number
 
-from medssl import datasets, registry
+from medssl import registry
 from medssl.ranges import Weight, Whole, split
 
 Scalar = float | int | str | bool | tuple[str, ...]
@@ -366,7 +366,8 @@ def _unlike(source: str, target: str) -> str | None:
     if source == target:
         return None
     try:
-        known = [datasets.about(name).labels for name in (source, target)]
+        about = registry.room("datasets").about
+        known = [about(name).labels for name in (source, target)]
     except ValueError:
         return None
     if None in known:

@@ -12,20 +12,9 @@ digest of the file that it was made of.
 
 import contextlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from medssl._files import whole
-
-
-@dataclass
-class Checkpoint:
-    """Where a checkpoint goes and how often; `load` gives None where there is none."""
-
-    load: Callable[[], bytes | None]
-    save: Callable[[bytes], None]
-    every_s: float  # seconds of work that a kill may cost
 
 
 class Store:

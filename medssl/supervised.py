@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 
 from medssl import datasets
+from medssl._files import Checkpoint
 from medssl.datasets import Images
 from medssl.evals import _training, finetune
 from medssl.features import Judged
 from medssl.pretrain import Pretrained, initial
 from medssl.spec import EncoderSpec
-from medssl.store import Checkpoint
 
 
 def train(

@@ -45,13 +45,14 @@ from medssl import (
     supervised,
     weights,
 )
+from medssl._files import Checkpoint
 from medssl.datasets import Images
 from medssl.datasets._splits import sample
 from medssl.evals import Features
 from medssl.features import Judged
 from medssl.pretrain import NotFinite, initial, pretrain
 from medssl.spec import NONE, SUPERVISED, Cell, EncoderSpec, parent
-from medssl.store import Checkpoint, Store
+from medssl.store import Store
 
 PASSING = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
 LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "medmnist", "ray")

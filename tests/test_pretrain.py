@@ -9,11 +9,11 @@ import torch
 
 from medssl import pretrain as room
 from medssl import registry
+from medssl._files import Checkpoint
 from medssl.datasets import Images
 from medssl.methods import Step
 from medssl.pretrain import NotFinite, learning_rate, order, pretrain
 from medssl.spec import EncoderSpec, settings
-from medssl.store import Checkpoint
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("tiny_vits")

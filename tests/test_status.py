@@ -4,6 +4,7 @@ import io
 import json
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -44,7 +45,7 @@ def shown(found) -> str:
 def test_the_axes_that_vary_are_the_columns(tmp_path):
     found = status.read(CELLS, Store(tmp_path))
     assert watch.varying(found) == ["method", "dataset", "seed"]
-    with_none = Sweep(**vars(SWEEP) | {"method": ["none", "simclr"], "dataset": "phantom/cells"})
+    with_none = replace(SWEEP, method=["none", "simclr"], dataset="phantom/cells")
     assert watch.varying(status.read(with_none.cells(), Store(tmp_path))) == ["method", "seed"]
 
 
@@ -68,9 +69,7 @@ def test_states_are_told_apart(tmp_path):
 
 def test_an_encoder_of_no_epochs_is_not_said_to_be_at_epoch_0_of_0(tmp_path):
     store = Store(tmp_path)
-    (cell,) = Sweep(
-        **vars(SWEEP) | {"method": "none", "dataset": "phantom/cells", "seed": 0}
-    ).cells()
+    (cell,) = replace(SWEEP, method="none", dataset="phantom/cells", seed=0).cells()
     say(store, cell, "pretraining")
     text = shown(status.read([cell], store))
     assert "making the init" in text
@@ -155,7 +154,7 @@ def test_a_view_outlives_a_folder_that_is_away_for_a_moment(terminal):
 
 def test_supervised_inits_are_counted_while_they_are_made(tmp_path):
     store = Store(tmp_path)
-    asked = Sweep(**vars(SWEEP) | {"init": ["random", "supervised:phantom/xray"]})
+    asked = replace(SWEEP, init=["random", "supervised:phantom/xray"])
     cells = asked.cells()
     above = {p.id: p for c in cells if (p := parent(c.encoder))}
     assert len(above) == 2  # a seed each, shared by both datasets

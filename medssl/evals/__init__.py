@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from medssl import metrics
+from medssl._files import Checkpoint
 from medssl.datasets import Images
 from medssl.metrics import calibration, classification
-from medssl.store import Checkpoint
 
 Change = Callable[[Tensor, Tensor], Tensor]  # x_BCHW in 0..1, index_B in the split -> x_BCHW
 

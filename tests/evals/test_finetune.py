@@ -10,10 +10,10 @@ import pytest
 import torch
 from test_every_eval import patterns, subject_of
 
+from medssl._files import Checkpoint
 from medssl.evals import _training, finetune
 from medssl.plan import load
 from medssl.spec import settings
-from medssl.store import Checkpoint
 
 QUICK = finetune.Config(epochs=2, updates=1, batch_size=4, smallest_crop=1.0, flip=0.0)
 
