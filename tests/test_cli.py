@@ -362,7 +362,7 @@ def test_ui_says_where_it_is_once_it_answers_and_ends_with_ctrl_c(tmp_path):
             assert code == 2
             assert f"port {port} cannot be used (Address already in use)" in " ".join(out.split())
             asked.send_signal(signal.SIGINT)
-            assert asked.wait(20) == 7  # the server's own exit code: we have become it
+            assert asked.wait(120) == 7  # the server's own exit code: we have become it
             assert asked.stdout.read() == "the server ends\n"
         finally:
             asked.kill()
