@@ -350,7 +350,8 @@ def test_ui_says_where_it_is_once_it_answers_and_ends_with_ctrl_c(tmp_path):
     command = [sys.executable, "-m", "medssl", "ui", "--store", str(tmp_path), "--port", str(port)]
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{plan.Path(medssl_home).parents[1]}"}
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=env, **output) as asked:
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  # ignored behind &
+    with subprocess.Popen(command, env=env, preexec_fn=heard, **output) as asked:
         try:
             lines = [asked.stdout.readline().strip() for _ in range(3)]
             assert lines == [
