@@ -1,4 +1,4 @@
-"""`ray job submit ... python sweeps/demo.py` on a real cluster of one node, with token auth on."""
+"""`ray job submit ... python SWEEP` on a real cluster of one node, with token auth on."""
 
 import os
 import shutil
@@ -10,16 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import Runs
 
-from medssl import plan, results
-from medssl.store import Store
+from medssl import results
 
 ROOT = Path(__file__).parents[1]
 RAY = Path(sys.executable).with_name("ray")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(1200),  # two demos, on a machine that may be busy
+    pytest.mark.timeout(1200),  # on a machine that may be busy
     pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2, which Linux has"),
 ]
 
@@ -78,7 +78,7 @@ def cluster():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def submit(address: str, env: dict, *entrypoint: str) -> tuple[int, str]:
+def submit(address: str, env: dict, *entrypoint) -> tuple[int, str]:
     command = [RAY, "job", "submit", "--address", address, "--working-dir", ".", "--", *entrypoint]
     for _ in range(20):
         done = subprocess.run(
@@ -92,32 +92,18 @@ def submit(address: str, env: dict, *entrypoint: str) -> tuple[int, str]:
 
 def test_a_sweep_is_submitted_runs_to_succeeded_and_leaves_the_same_table(cluster, tmp_path):
     address, env = cluster
-    python, store = sys.executable, Store(tmp_path / "cluster")
-    job = [python, "sweeps/demo.py", "--store", str(store.root)]
-    code, out = submit(address, env, *job)
+    there, here = Runs(tmp_path / "there"), Runs(tmp_path / "here")
+    with there.file.open("a") as file:  # as every file in sweeps/ ends
+        file.write(
+            "\nif __name__ == '__main__':\n    from medssl import cli\n\n    cli.script(__file__)\n"
+        )
+    code, out = submit(address, env, sys.executable, there.file, "--store", there.store.root)
     assert code == 0, out[-3000:]
     assert "succeeded" in out.lower()
-    local = the_demo_here(tmp_path)
-
-    def table(store):
-        rows = results.table(store, plan.load(ROOT / "sweeps/demo.py").cells()).to_pylist()
-        return {(r["cell"], r["metric"]): r["value"] for r in rows}
-
-    assert table(store) == table(local) != {}
-
-
-def the_demo_here(tmp_path) -> Store:
-    """What `make demo` left, if this very code left it; else it is run: three minutes."""
-    made = Store(ROOT / "medssl-store")
-    cells = plan.load(ROOT / "sweeps/demo.py").cells()
-    rows = results.table(made, cells).to_pylist()
-    codes = {r["code"] for r in rows} | {r["encoder_code"] for r in rows}
-    if not results.missing(cells, made) and codes == {plan.code_version()}:
-        return made
-    store = Store(tmp_path / "local")
-    job = [sys.executable, "sweeps/demo.py", "--store", str(store.root)]
-    subprocess.run(job, cwd=ROOT, check=True, capture_output=True)
-    return store
+    code, out = here.run()
+    assert code == 0, out
+    assert there.values() == here.values() != {}
+    assert results.missing(there.cells, there.store) == []
 
 
 def test_without_the_token_nothing_is_accepted(cluster):
