@@ -30,6 +30,11 @@ class Checkpoint:
     every_s: float  # seconds of work that a kill may cost
 
 
+def cache() -> Path:
+    """The user's folder for what can be had again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "medssl"
+
+
 @contextlib.contextmanager
 def whole(path: Path, exclusive: bool = False) -> Iterator[BinaryIO]:
     """A file to write, which takes the name `path` when the block ends; an error leaves none.

@@ -28,7 +28,10 @@ SweepFile = Annotated[
     Path, typer.Argument(metavar="SWEEP", help="Python file with sweep() -> Sweep.")
 ]
 StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="MEDSSL_STORE", help="Folder of everything that is kept.")
+    str,
+    typer.Option(
+        "--store", envvar="MEDSSL_STORE", help="Folder, or s3://BUCKET/PREFIX, of all that is kept."
+    ),
 ]
 DataOption = Annotated[
     Path | None,
@@ -37,7 +40,7 @@ DataOption = Annotated[
 EvalOption = Annotated[
     str | None, typer.Option("--eval", help="This evaluation alone, by its name: finetune.")
 ]
-STORE = Path("medssl-store")
+STORE = "medssl-store"
 
 
 class Across(StrEnum):
@@ -70,9 +73,9 @@ def plan(sweep: SweepFile, store: StoreOption = STORE, data: DataOption = None) 
     """What `run` would do: encoders, cells, what is done, what is missing, files not found."""
     with _sentences():
         from medssl import plan as planning
-        from medssl.store import Store
+        from medssl.store import open_store
 
-        kept = Store(store)
+        kept = open_store(store)
         found = planning.make(planning.load(sweep), kept, data)
         _show_plan(found, kept)
         raise typer.Exit(2 if found.problems else 0)
@@ -85,10 +88,10 @@ def status(sweep: SweepFile, store: StoreOption = STORE) -> None:
         from medssl import plan as planning
         from medssl import status as state
         from medssl import watch
-        from medssl.store import Store
+        from medssl.store import open_store
 
         cells = planning.load(sweep).cells()
-        _console().print(watch.render(state.read(cells, Store(store))))
+        _console().print(watch.render(state.read(cells, open_store(store))))
 
 
 @app.command()
@@ -136,12 +139,12 @@ def table(
     """The sweep's results as a table, or as a file to go on with."""
     with _sentences():
         from medssl import plan as planning
-        from medssl.store import Store
+        from medssl.store import open_store
 
         cells = _judged(planning.load(sweep).cells(), eval)
         chosen = {"bootstrap": bootstrap, "against": against, "correct": correct}
         chosen |= {"per_label": per_label, "at": at, "across": across}
-        _table(cells, Store(store), metric, format, out, **chosen)
+        _table(cells, open_store(store), metric, format, out, **chosen)
 
 
 @app.command()
@@ -160,10 +163,10 @@ def compare(
         from medssl import plan as planning
         from medssl import results
         from medssl.report import published, tables
-        from medssl.store import Store
+        from medssl.store import open_store
 
         _of_tables(format)
-        kept, cells = Store(store), _judged(planning.load(sweep).cells(), eval)
+        kept, cells = open_store(store), _judged(planning.load(sweep).cells(), eval)
         theirs = published.read(to, model)
         rows = results.table(kept, cells).to_pylist()
         found, notes = published.compare(rows, theirs, _predictions(cells, kept))
@@ -189,10 +192,10 @@ def needed(
         from medssl import plan as planning
         from medssl import results
         from medssl.report import needed, tables
-        from medssl.store import Store
+        from medssl.store import open_store
 
         _of_tables(format)
-        kept, cells = Store(store), _judged(planning.load(sweep).cells(), eval)
+        kept, cells = open_store(store), _judged(planning.load(sweep).cells(), eval)
         if not (rows := _rows(results.table(kept, cells), cells, kept, metric)):
             return
         found, notes = needed.summaries(rows, metric, _predictions(cells, kept), bootstrap, against)
@@ -238,16 +241,16 @@ def ui(
     """Open MLflow on the store: curves, parameters, figures."""
     with _sentences():
         from medssl import tracking
-        from medssl.store import Store
+        from medssl.store import open_store
 
-        store = Store(store).root
-        address = tracking.uri(Store(store))
+        kept = open_store(store)
+        address = tracking.uri(kept)
         if address.startswith("http"):
             typer.echo(f"MLflow is at {address} (MLFLOW_TRACKING_URI)")
             return
-        if not os.environ.get("MLFLOW_TRACKING_URI") and not (store / "mlflow.db").exists():
-            raise ValueError(f"no MLflow data in {store}: run a sweep first")
-        tracking.serve(address, port, f"MLflow on {store}", typer.echo)
+        if not os.environ.get("MLFLOW_TRACKING_URI") and not (kept.beside / "mlflow.db").exists():
+            raise ValueError(f"no MLflow data in {kept.beside}: run a sweep first")
+        tracking.serve(address, port, f"MLflow on {kept.root}", typer.echo)
 
 
 @data_app.command("list")
@@ -338,13 +341,13 @@ def script(file: str) -> None:
     main()
 
 
-def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
+def _run(sweep_file: Path, store: str, data: Path | None) -> int:
     from medssl import plan as planning
     from medssl import results, sweep, tracking, watch
     from medssl import status as state
-    from medssl.store import Store
+    from medssl.store import AWAY_S, open_store
 
-    console, kept = _console(), Store(store)
+    console, kept = _console(), open_store(store)
     data = data.expanduser().resolve() if data else None  # workers have another current folder
     if weights := os.environ.get("MEDSSL_WEIGHTS"):
         os.environ["MEDSSL_WEIGHTS"] = str(Path(weights).expanduser().resolve())
@@ -353,7 +356,10 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
         kept.write("probe", b"")
         kept.delete("probe")
     except OSError as no:
-        raise ValueError(f"nothing can be written to the store {kept.root} ({no.strerror})") from no
+        raise ValueError(
+            f"nothing can be written to the store {kept.root} ({no.strerror or no})"
+        ) from no
+    kept.patience_s = AWAY_S
     for name in results.set_aside_broken(asked.cells(), kept):
         console.print(f"{_plain(name)} cannot be read: it was set aside, and is measured anew")
     plan = planning.make(asked, kept, data)
@@ -400,7 +406,7 @@ def _run(sweep_file: Path, store: Path, data: Path | None) -> int:
     return _farewell(console, end, lost, kept, store, mirror.trouble)
 
 
-def _farewell(console, end, lost: dict[str, str], kept, store: Path, trouble: str) -> int:
+def _farewell(console, end, lost: dict[str, str], kept, store: str, trouble: str) -> int:
     """What failed and why, where everything is, and the exit code: 0 only if nothing is missing."""
     from medssl import watch
 

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from medssl import results
 from medssl.plan import to_make
 from medssl.spec import SUPERVISED, Cell, EncoderSpec, Resources, parent
-from medssl.store import Store
+from medssl.store import AWAY_S, Store, open_store
 
 DEFAULTS = {  # each undoes something of Ray's that would hurt a sweep
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # under `uv run` every worker would start through uv
@@ -48,7 +48,7 @@ OBJECT_STORE = 200_000_000  # bytes; only specs travel through it, so Ray's 30% 
 class Job:
     """What every trial of a sweep is told; it travels to the workers."""
 
-    store: Path
+    store: str  # its address
     data: Path | None
     weights: str | None  # the folder MEDSSL_WEIGHTS
     code: str
@@ -94,7 +94,7 @@ def run(
         f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
         f"{resources.cpu} and {gpu:g}; at most {slots} at a time"
     )
-    job = Job(store.root, data, os.environ.get("MEDSSL_WEIGHTS"), code, resources, gpu)
+    job = Job(store.address, data, os.environ.get("MEDSSL_WEIGHTS"), code, resources, gpu)
     lost, found = {}, {}
     with _ctrl_c(say) as asked, contextlib.suppress(KeyboardInterrupt):
         lost = _parents(todo, job, slots, say)
@@ -117,7 +117,7 @@ def _parents(
 
     Takes the trials of those that could not be made out of `todo`; returns why, by their id.
     """
-    store, lost = Store(job.store), {}
+    store, lost = open_store(job.store), {}
     needed = to_make([cells[0] for cells in todo.values()], store.names("encoders", ".safetensors"))
     wave = {spec.id: spec for spec in needed if spec.method == SUPERVISED}
     if not wave:
@@ -139,7 +139,7 @@ def _fit(work: dict[str, Work], job: Job, slots: int) -> dict:
     """One Tune trial for each; Ray's results, by encoder id."""
     from ray import tune
 
-    scratch = job.store / "tune" / f"{time.time_ns()}"
+    scratch = open_store(job.store).beside / "tune" / f"{time.time_ns()}"
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, job=job, work=work),
@@ -207,7 +207,7 @@ def _trial(config: dict, job: Job, work: dict[str, Work]) -> None:
     torch.set_num_threads(job.resources.cpu)
     if job.weights:
         os.environ["MEDSSL_WEIGHTS"] = job.weights
-    store = Store(job.store)
+    store = open_store(job.store, AWAY_S)
     mine, failed = work[config["encoder"]], ""
     try:
         where = device.pick(gpu=job.gpu > 0)

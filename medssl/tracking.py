@@ -36,8 +36,8 @@ Figures = Callable[[Trial], Iterable[tuple[str, bytes]]]  # (file name, PNG)
 
 
 def uri(store: Store) -> str:
-    """MLFLOW_TRACKING_URI, else a SQLite file in the store."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.root}/mlflow.db"
+    """MLFLOW_TRACKING_URI, else a SQLite file in the store, or of a bucket in the user's cache."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store.beside}/mlflow.db"
 
 
 def serve(address: str, port: int, what: str, say: Callable[[str], None]) -> None:
@@ -140,10 +140,10 @@ class Mirror:
 
         local = uri(self.store).startswith("sqlite:")
         if local:
-            self.store.root.mkdir(parents=True, exist_ok=True)
+            self.store.beside.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=uri(self.store))
         found = client.get_experiment_by_name(self.experiment)
-        place = (self.store.root / "mlartifacts" / _safe(self.experiment)).as_uri()
+        place = (self.store.beside / "mlartifacts" / _safe(self.experiment)).as_uri()
         self._experiment_id = (
             found.experiment_id
             if found

@@ -210,8 +210,7 @@ def _cached(file: Published) -> Path | None:
 
 
 def _cache(file: Published) -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "medssl" / "weights" / file.name
+    return _files.cache() / "weights" / file.name
 
 
 def _present(backbone: str, init: str) -> Path | None:

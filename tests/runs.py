@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from medssl import plan, results
-from medssl.store import Store
+from medssl.store import open_store
 
 FILE = """
 from medssl import Resources, Sweep
@@ -29,8 +29,8 @@ def sweep():
 class Runs:
     """`medssl run` on one sweep file and one store, as processes of their own."""
 
-    def __init__(self, folder: Path, changes: str = "", env: dict | None = None):
-        self.file, self.store = folder / "tiny.py", Store(folder / "store")
+    def __init__(self, folder: Path, changes: str = "", env: dict | None = None, store: str = ""):
+        self.file, self.store = folder / "tiny.py", open_store(store or folder / "store")
         fair = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}  # beside other tests
         self.env = {**os.environ, **fair, **(env or {})}
         self.change(changes)
@@ -40,7 +40,7 @@ class Runs:
         self.file.write_text(FILE.replace("{changes}", changes))
 
     def start(self, verb: str = "run") -> subprocess.Popen:
-        command = [sys.executable, "-m", "medssl", verb, self.file, "--store", self.store.root]
+        command = [sys.executable, "-m", "medssl", verb, self.file, "--store", self.store.address]
         return subprocess.Popen(
             command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

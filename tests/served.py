@@ -2,8 +2,44 @@
 
 import contextlib
 import http.server
+import os
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
+
+KEYS = {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_REGION": "us-east-1"}
+
+
+class Moto:
+    """moto's server, which stands in for S3: one bucket, and what it held when it was stopped is
+    gone."""
+
+    def __init__(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.address = f"s3://bucket/prefix?scheme=http&endpoint_override=127.0.0.1:{self.port}"
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, env={**os.environ, **KEYS}, **quiet)
+        self._put()
+
+    def _put(self) -> None:
+        signed = "AWS4-HMAC-SHA256 Credential=none/20260101/us-east-1/s3/aws4_request"
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/bucket", method="PUT", headers={"Authorization": signed}
+        )
+        for _ in range(600):
+            try:
+                return urllib.request.urlopen(asked, timeout=5).close()
+            except urllib.error.URLError:
+                assert self.process.poll() is None
+                time.sleep(0.1)
+        raise TimeoutError("moto's server did not start")
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from runs import Runs, after_an_epoch, ended
+from served import KEYS, Moto
 
 from medssl import results
 from medssl import sweep as engine
@@ -84,6 +85,25 @@ def test_status_and_plan_read_the_store_alone(undisturbed):
     assert (code, "trials 4/4 done, 0 running; cells 8/8" in out) == (0, True)
     code, out = runs.run("plan")
     assert "4 encoders, 8 cells, 8 done, 0 missing" in out
+
+
+def test_in_a_bucket_it_leaves_the_same_table(undisturbed, tmp_path, monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    moto = Moto()
+    try:
+        runs = Runs(tmp_path, store=moto.address)
+        code, out = runs.run()
+        assert code == 0, out
+        assert "s3://bucket/prefix" in out
+        assert runs.values() == undisturbed[0].values()
+        code, out = runs.run()
+        assert (code, "8 done, 0 missing" in out) == (0, True), out
+        database = next((tmp_path / "cache" / "medssl" / "stores").glob("*/mlflow.db"))
+        assert database.stat().st_size
+    finally:
+        moto.process.kill()
+        moto.process.wait()
 
 
 def test_a_new_label_fraction_starts_no_pretraining(undisturbed):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medssl._files import download
+from medssl._files import cache, download
 from medssl.datasets import SPLITS, About, Images, statistics
 
 SIZES = (28, 64, 128, 224)  # pixels
@@ -179,8 +179,7 @@ def _mark(path: Path) -> Path:
     """The note that says this very file was verified; a changed file has another."""
     stat = path.stat()
     name = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "medssl" / "verified" / name.hexdigest()[:24]
+    return cache() / "verified" / name.hexdigest()[:24]
 
 
 def _remember(mark: Path) -> None:
