@@ -374,9 +374,7 @@ def _run(sweep_file: Path, store: str, data: Path | None) -> int:
     code = planning.code_version()
     mirror = tracking.Mirror(plan.sweep.name, kept, _figures(kept), code)
 
-    def read() -> state.Status:
-        return state.read(plan.cells, kept)
-
+    read = state.Reader(plan.cells, kept).read
     lost: dict[str, str] = {}
     if plan.missing:
         for trial in read().of("failed"):  # what it said last time is not news

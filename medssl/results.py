@@ -3,14 +3,19 @@
     rows/CELL.parquet          a row per metric: the whole spec, the value, where it came from
     predictions/CELL.parquet   a row per test image: its target, and what the evaluation kept of it;
                                and of images of other sets, where it asked for them
+    rows.parquet               all of rows/ in one file, as far as it has been read: quick to read
+                               again, and nothing that cannot be made again
 
 A cell without a file was not measured: there is no row of a failed cell, and no 0.0 instead of one.
+Pages carry checksums, which are compared when they are read.
 """
 
+import contextlib
 import io
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -24,6 +29,10 @@ from medssl._files import whole
 from medssl.ranges import split
 from medssl.spec import Cell, EncoderSpec
 from medssl.store import Store
+
+KEPT = "rows.parquet"
+FEW = 100  # cells whose files are opened rather than rows.parquet, which is made of more than that
+READERS, AT_ONCE = 8, 1000  # threads, since a bucket's answers take their time; files in memory
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 
@@ -109,32 +118,75 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
 
 def table(store: Store, cells: Iterable[Cell] | None = None) -> pa.Table:
     """All rows, or those of `cells` in their order; Broken, with its name, for a torn file."""
-    done = store.names("rows", ".parquet")
-    wanted = sorted(done) if cells is None else [c.id for c in cells if c.id in done]
-    parts = []
-    for cell in wanted:
-        if (content := store.read(f"rows/{cell}.parquet")) is None:
-            continue  # it was there a moment ago
-        try:
-            parts.append(_read(content))
-        except ValueError as broken:
-            raise Broken(
-                f"{store.root}/rows/{cell}.parquet cannot be read ({broken}): run the sweep again, "
-                f"which measures that one cell anew"
-            ) from None
-    return pa.concat_tables(parts) if parts else ROW.empty_table()
+    rows, broken = _collected(store, cells)
+    for name, why in broken.items():
+        raise Broken(
+            f"{store.root}/{name} cannot be read ({why}): run the sweep again, which measures that "
+            f"one cell anew"
+        )
+    return rows
 
 
 def set_aside_broken(cells: Iterable[Cell], store: Store) -> list[str]:
     """Renames row files of the cells that cannot be read, so that they are missing; their names."""
-    done, broken = store.names("rows", ".parquet"), []
-    for name in (f"rows/{cell.id}.parquet" for cell in cells if cell.id in done):
-        try:
-            _read(store.read(name) or b"")
-        except ValueError:
-            store.set_aside(name)
-            broken.append(name)
-    return broken
+    _, broken = _collected(store, cells)
+    for name in broken:
+        store.set_aside(name)
+    return list(broken)
+
+
+def _collected(store: Store, cells: Iterable[Cell] | None) -> tuple[pa.Table, dict[str, str]]:
+    """Rows of the cells in their order, and what is wrong with the files that cannot be read.
+
+    Of more than FEW cells only those are opened that rows.parquet has not, or not as they are now.
+    """
+    asked = None if cells is None else [cell.id for cell in cells]
+    few = asked is not None and len(asked) <= FEW
+    stamps = {} if few else store.stamps("rows", ".parquet")
+    there = store.names("rows", ".parquet") if few else stamps.keys()
+    wanted = sorted(there) if asked is None else [id for id in asked if id in there]
+    kept, known = (ROW.empty_table(), {}) if few else _kept(store)
+    stale = {id for id, stamp in known.items() if stamps.get(id) != stamp}
+    parts, broken = [_of(kept, [id for id in known if id not in stale]) if stale else kept], {}
+    fresh = [id for id in wanted if id not in known or id in stale]
+    for start in range(0, len(fresh), AT_ONCE):
+        names = [f"rows/{id}.parquet" for id in fresh[start : start + AT_ONCE]]
+        with ThreadPoolExecutor(READERS) as pool:
+            contents = list(pool.map(store.read, names))
+        for name, content in zip(names, contents, strict=True):
+            try:
+                parts += [] if content is None else [_read(content)]  # None: it was there just now
+            except ValueError as why:
+                broken[name] = str(why)
+    rows = pa.concat_tables(parts).combine_chunks()
+    if len(parts) > FEW:
+        with contextlib.suppress(OSError):  # a store to read from alone
+            _keep(store, rows, stamps)
+    return _of(rows, wanted), broken
+
+
+def _kept(store: Store) -> tuple[pa.Table, dict[str, str]]:
+    """What rows.parquet holds, and the stamps of the files that it was made of."""
+    try:
+        rows = _read(store.read(KEPT) or b"")
+        return rows, json.loads(rows.schema.metadata[b"medssl.stamps"])
+    except (ValueError, TypeError, KeyError):  # broken, of another version, or not there
+        return ROW.empty_table(), {}
+
+
+def _keep(store: Store, rows: pa.Table, stamps: Mapping[str, str]) -> None:
+    made_of = {id: stamps[id] for id in rows["cell"].unique().to_pylist()}
+    told = rows.replace_schema_metadata({"medssl.stamps": json.dumps(made_of)})
+    store.write(KEPT, _parquet(told, compression="zstd"))
+
+
+def _of(rows: pa.Table, cells: Sequence[str]) -> pa.Table:
+    """The rows of these cells, in their order."""
+    place = pc.index_in(rows["cell"], value_set=pa.array(cells, pa.string()))
+    order = pc.sort_indices(place.filter(place.is_valid()))
+    picked = rows.filter(place.is_valid())
+    in_order = pc.all(pc.equal(order, pa.array(range(len(order)), order.type))).as_py()
+    return picked if in_order else picked.take(order)
 
 
 def only(rows: pa.Table, *metrics: str) -> pa.Table:
@@ -180,9 +232,15 @@ def export(rows: pa.Table | list[dict], path: Path) -> None:
 
 
 def _read(content: bytes) -> pa.Table:
-    """The rows of a file; ValueError where there are none to be had."""
+    """The rows of a file, null in columns it has not; ValueError where there are none to be had."""
     try:
-        rows = pq.read_table(pa.BufferReader(content), schema=ROW)
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        rows = file.read(use_threads=False)
+        if not rows.schema.equals(ROW):
+            had = rows.schema.names
+            none = {f.name: pa.nulls(len(rows), f.type) for f in ROW if f.name not in had}
+            columns = [rows[n].cast(f.type) if (n := f.name) in had else none[n] for f in ROW]
+            rows = pa.table(columns, schema=ROW.with_metadata(rows.schema.metadata))
     except (pa.ArrowException, OSError) as broken:  # both are raised, by where the damage is
         raise ValueError(broken) from None
     if not rows.num_rows:
@@ -206,7 +264,7 @@ def _images(arrays: Mapping[str, np.ndarray], target: str) -> pa.Table:
     return pa.concat_tables(parts, promote_options="default")
 
 
-def _parquet(rows: pa.Table) -> bytes:
+def _parquet(rows: pa.Table, compression: str = "snappy") -> bytes:
     file = io.BytesIO()
-    pq.write_table(rows, file)
+    pq.write_table(rows, file, compression=compression, write_page_checksum=True)
     return file.getvalue()

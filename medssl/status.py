@@ -7,13 +7,16 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import islice
 
 from medssl.spec import Cell, EncoderSpec, parent
 from medssl.store import Store
 
 SILENT_S = 300  # a trial that has published nothing for so long is taken for lost
+LIKE = 20  # trials, of those that are like one, whose epochs say how long its own will take
 
 
 @dataclass
@@ -24,7 +27,12 @@ class Trial:
     cells: list[Cell]
     done: int = 0
     made: bool = False  # its encoder is in the store, after however many epochs
-    said: dict = field(default_factory=dict)  # progress/ID.json
+    read: Callable[[], dict] = dict
+
+    @cached_property
+    def said(self) -> dict:
+        """What is in progress/ID.json, read when it is first asked for: few finished ones are."""
+        return self.read()
 
     @property
     def curve(self) -> list[dict[str, float]]:
@@ -73,30 +81,51 @@ class Status:
         """
         left = [t for t in self.trials if not t.made and t.state not in ("finished", "failed")]
         to_go = [(t, t.spec.epochs - len(t.curve)) for t in left if t.spec.epochs > len(t.curve)]
-        pace = [(t, _epoch_s(t, self.trials)) for t, _ in to_go]
-        if not to_go or any(seconds is None for _, seconds in pace):
+        pace = _Pace(self.trials)
+        found = [(epochs, pace.epoch_s(t)) for t, epochs in to_go]
+        if not found or any(seconds is None for _, seconds in found):
             return None
-        work = sum(n * s for (_, n), (_, s) in zip(to_go, pace, strict=True))
+        work = sum(epochs * seconds for epochs, seconds in found)
         return work / max(1, len(self.of("pretraining", "evaluating")))
 
 
 def read(cells: Sequence[Cell], store: Store) -> Status:
     """The state of every encoder of the cells."""
-    trials: dict[str, Trial] = {}
-    for cell in cells:
-        trials.setdefault(cell.encoder.id, Trial(cell.encoder, [])).cells.append(cell)
-    done = store.names("rows", ".parquet")
-    spoke = store.names("progress", ".json")
-    made = store.names("encoders", ".safetensors")
-    above = [parent(t.spec) for id, t in trials.items() if id not in made]
-    parents = {spec.id: Trial(spec, []) for spec in above if spec}
-    for id, trial in (trials | parents).items():
-        trial.made = id in made
-        trial.done = sum(cell.id in done for cell in trial.cells)
-        if id in spoke:
+    return Reader(cells, store).read()
+
+
+class Reader:
+    """Reads the state of the same cells again and again, and opens only what has changed since."""
+
+    def __init__(self, cells: Sequence[Cell], store: Store):
+        self._store, self._cells = store, {}
+        for cell in cells:
+            self._cells.setdefault(cell.encoder.id, []).append(cell)
+        self._said: dict[
+            str, tuple[str, dict]
+        ] = {}  # with the stamp of the file that it was read of
+
+    def read(self) -> Status:
+        store = self._store
+        done = store.names("rows", ".parquet")
+        spoke = store.stamps("progress", ".json")
+        made = store.names("encoders", ".safetensors")
+        trials = {id: Trial(cells[0].encoder, cells) for id, cells in self._cells.items()}
+        above = [parent(t.spec) for id, t in trials.items() if id not in made]
+        parents = {spec.id: Trial(spec, []) for spec in above if spec}
+        for id, trial in (trials | parents).items():
+            trial.made = id in made
+            trial.done = sum(cell.id in done for cell in trial.cells)
+            if id in spoke:
+                trial.read = partial(self._latest, id, spoke[id])
+        return Status(list(trials.values()), list(parents.values()))
+
+    def _latest(self, id: str, stamp: str) -> dict:
+        if self._said.get(id, ("",))[0] != stamp:
             with contextlib.suppress(OSError, ValueError):  # a view; the next reading may succeed
-                trial.said = json.loads(store.read(f"progress/{id}.json") or b"{}")
-    return Status(list(trials.values()), list(parents.values()))
+                said = json.loads(self._store.read(f"progress/{id}.json") or b"{}")
+                self._said[id] = stamp, said
+        return self._said.get(id, ("", {}))[1]
 
 
 def stop(status: Status, store: Store) -> None:
@@ -107,15 +136,29 @@ def stop(status: Status, store: Store) -> None:
         store.write(f"progress/{trial.spec.id}.json", json.dumps(said).encode())
 
 
-def _epoch_s(trial: Trial, trials: list[Trial]) -> float | None:
-    """Seconds of one epoch: of this trial, else of those like it, else of any."""
-    alike = ("dataset", "backbone", "method"), ("dataset", "backbone"), ()
-    groups = [[trial]] + [
-        [t for t in trials if all(getattr(t.spec, f) == getattr(trial.spec, f) for f in fields)]
-        for fields in alike
-    ]
-    for group in groups:
-        seconds = [epoch["seconds"] for t in group for epoch in t.curve]
-        if seconds:
-            return sum(seconds) / len(seconds)
-    return None
+class _Pace:
+    """Seconds of one epoch: of a trial, else of those like it, else of any."""
+
+    def __init__(self, trials: list[Trial]):
+        self._began = [t for t in reversed(trials) if t.state != "waiting"]
+        self._known: dict[tuple, float | None] = {}
+
+    def epoch_s(self, trial: Trial) -> float | None:
+        of = trial.spec
+        alike = (of.dataset, of.backbone, of.method), (of.dataset, of.backbone), ()
+        return _mean_s([trial]) or next(filter(None, map(self._like, alike)), None)
+
+    def _like(self, key: tuple) -> float | None:
+        if key not in self._known:
+            group = (
+                t
+                for t in self._began
+                if (t.spec.dataset, t.spec.backbone, t.spec.method)[: len(key)] == key and t.curve
+            )
+            self._known[key] = _mean_s(islice(group, LIKE))
+        return self._known[key]
+
+
+def _mean_s(trials: Iterable[Trial]) -> float | None:
+    seconds = [epoch["seconds"] for t in trials for epoch in t.curve]
+    return sum(seconds) / len(seconds) if seconds else None

@@ -109,7 +109,7 @@ class Mirror:
             self._connect()
             for trial in status.trials:
                 try:
-                    if trial.said or trial.done:
+                    if not self._whole(trial) and (trial.done or trial.said):
                         self._bring(trial)
                 except results.Broken as broken:  # the store's fault: the other runs are brought
                     unread = str(broken)
@@ -151,6 +151,12 @@ class Mirror:
         )
         self._client = client
         self._runs = {}
+
+    def _whole(self, trial: Trial) -> bool:
+        """Whether all of a finished trial has been brought, so that nothing of it need be read."""
+        run = self._runs.get(trial.spec.id)
+        finished = run and run.state == STATES["finished"] and trial.state == "finished"
+        return bool(finished) and all(cell.id in run.cells for cell in trial.cells)
 
     def _bring(self, trial: Trial) -> None:
         run = self._runs.get(trial.spec.id) or self._find(trial)

@@ -131,6 +131,97 @@ def test_a_table_of_cells_is_in_their_order_and_holds_no_others(tmp_path):
     assert found == [cells[4].id] * 2 + [cells[1].id] * 2
 
 
+class Counted(Store):
+    """Knows which files were opened."""
+
+    def _read(self, name):
+        self.opened = [*getattr(self, "opened", []), name]
+        return super()._read(name)
+
+
+@pytest.fixture
+def gathered(tmp_path, monkeypatch):
+    """A store whose rows have been read, and its cells; what is few is one."""
+    monkeypatch.setattr(results, "FEW", 1)
+    store, cells = Counted(tmp_path), SWEEP.cells()
+    for i, cell in enumerate(cells[:-1]):
+        put(store, cell, auroc=i / 100)
+    results.table(store, cells)
+    store.opened = []
+    return store, cells
+
+
+def values(rows) -> list[float]:
+    return results.only(rows, "auroc")["value"].to_pylist()
+
+
+def test_rows_are_opened_once_and_then_read_from_one_file(gathered):
+    store, cells = gathered
+    assert values(results.table(store, cells)) == [i / 100 for i in range(len(cells) - 1)]
+    assert store.opened == ["rows.parquet"]
+    put(store, cells[-1], auroc=0.5)
+    assert values(results.table(store, cells[::-1]))[:2] == [0.5, (len(cells) - 2) / 100]
+    assert store.opened[1:] == ["rows.parquet", f"rows/{cells[-1].id}.parquet"]
+    assert results.table(store).num_rows == 2 * len(cells)
+
+
+def test_what_is_measured_anew_set_aside_or_deleted_is_so_in_the_table(gathered):
+    store, cells = gathered
+    put(store, cells[1], auroc=0.999)
+    store.set_aside(f"rows/{cells[2].id}.parquet")
+    store.delete(f"rows/{cells[3].id}.parquet")
+    left = [0, 0.999, *(i / 100 for i in range(4, len(cells) - 1))]
+    assert values(results.table(store, cells)) == left
+    assert values(results.table(store, cells)) == left  # by the file that was written just now
+
+
+def test_a_file_that_broke_since_is_found(gathered):
+    store, cells = gathered
+    name = f"rows/{cells[4].id}.parquet"
+    content = bytearray(store.read(name))
+    content[len(content) // 4] ^= 1
+    store.write(name, bytes(content))
+    with pytest.raises(results.Broken, match=cells[4].id):
+        results.table(store, cells)
+    assert results.set_aside_broken(cells, store) == [name]
+    assert len(values(results.table(store, cells))) == len(cells) - 2
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and nothing", "of another version"])
+def test_the_one_file_may_be_lost_or_broken(gathered, content):
+    store, cells = gathered
+    before = results.table(store, cells)
+    if isinstance(content, str):  # whose columns are others
+        old = pq.read_table(store.root / "rows.parquet")
+        pq.write_table(
+            old.drop_columns(["code"]).replace_schema_metadata(None), tmp := store.root / "o"
+        )
+        content = tmp.read_bytes()
+    store.write("rows.parquet", content)
+    assert results.table(store, cells) == before
+    assert pq.read_table(store.root / "rows.parquet").num_rows == before.num_rows
+
+
+def test_a_store_to_read_from_alone_is_read(gathered, monkeypatch):
+    store, cells = gathered
+    store.delete("rows.parquet")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Store, "_write", refuse)
+    assert len(values(results.table(store, cells))) == len(cells) - 1
+
+
+def test_the_one_file_is_plain_parquet(gathered):
+    pandas = pytest.importorskip("pandas")
+    store, cells = gathered
+    frame = pandas.read_parquet(store.root / "rows.parquet")
+    means = frame[frame.metric == "auroc"].groupby("method").value.mean()
+    assert means.index.tolist() == ["none", "simclr"]
+    assert frame.cell.nunique() == len(cells) - 1
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_exports_hold_every_row(tmp_path, suffix):
     store = Store(tmp_path / "store")

@@ -72,8 +72,10 @@ def test_a_stamp_changes_with_its_file(place):
 
 
 def test_the_address_makes_the_same_store_elsewhere(place):
-    open_store(place).write("x/file", b"1")
-    code = "import sys; from medssl import store; print(store.open_store(sys.argv[1]).read('x/file'))"
+    open_store(place).write("x/f", b"1")
+    code = (
+        "import sys; from medssl import store as s; print(s.open_store(*sys.argv[1:]).read('x/f'))"
+    )
     command = [sys.executable, "-c", code, open_store(place).address]
     assert subprocess.run(command, capture_output=True, text=True).stdout == "b'1'\n"
 
