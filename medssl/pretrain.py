@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -102,7 +103,6 @@ def pretrain(
         result.seconds, result.curve = seconds, curve
         if curve:
             report(curve)
-    saved_at = time.monotonic()
 
     while step < total:
         started = time.perf_counter()
@@ -151,11 +151,9 @@ def pretrain(
             if spec.early_stop == "collapse" and monitor.collapsed(result.curve, times=2):
                 result.notes.append(f"ended after {epoch + 1} of {spec.epochs} epochs: collapsed")
                 break
-        if checkpoint and time.monotonic() - saved_at >= checkpoint.every_s and step < total:
-            checkpoint.save(
-                snapshot(step, seen, method, optimizer, device, result.seconds, result.curve)
-            )
-            saved_at = time.monotonic()
+        if checkpoint and step < total:
+            so_far = step, seen, method, optimizer, device, result.seconds, result.curve
+            checkpoint.after(step, total, partial(snapshot, *so_far))
 
     made = sum(epoch["views_per_s"] * epoch["seconds"] for epoch in result.curve)
     result.views_per_s = made / result.seconds

@@ -15,6 +15,7 @@ from itertools import islice
 from medssl.spec import Cell, EncoderSpec, parent
 from medssl.store import Store
 
+RUNNING = "starting", "pretraining", "evaluating"
 SILENT_S = 300  # a trial that has published nothing for so long is taken for lost
 LIKE = 20  # trials, of those that are like one, whose epochs say how long its own will take
 
@@ -41,11 +42,14 @@ class Trial:
 
     @property
     def state(self) -> str:
-        """finished | failed | pretraining | evaluating | waiting"""
+        """finished | failed | starting | pretraining | evaluating | waiting"""
         if self.done == len(self.cells) and (self.cells or self.made):
             return "finished"
         state = self.said.get("state", "waiting")
-        if state in ("finished", "stopped"):  # of fewer cells than are asked for now; by Ctrl-C
+        if state not in (
+            *RUNNING,
+            "failed",
+        ):  # finished, of fewer cells than are asked for now, ...
             return "waiting"
         silent = time.time() - self.said.get("updated", 0) > SILENT_S
         return "waiting" if silent and state != "failed" else state
@@ -86,7 +90,7 @@ class Status:
         if not found or any(seconds is None for _, seconds in found):
             return None
         work = sum(epochs * seconds for epochs, seconds in found)
-        return work / max(1, len(self.of("pretraining", "evaluating")))
+        return work / max(1, len(self.of(*RUNNING)))
 
 
 def read(cells: Sequence[Cell], store: Store) -> Status:
@@ -130,8 +134,8 @@ class Reader:
 
 def stop(status: Status, store: Store) -> None:
     """Says of the trials that seem to run that they do not, once their driver has ended."""
-    making = [t for t in status.parents if t.state == "pretraining"]
-    for trial in [*making, *status.of("pretraining", "evaluating")]:
+    making = [t for t in status.parents if t.state in RUNNING]
+    for trial in [*making, *status.of(*RUNNING)]:
         said = trial.said | {"state": "stopped", "updated": time.time()}
         store.write(f"progress/{trial.spec.id}.json", json.dumps(said).encode())
 

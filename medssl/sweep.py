@@ -4,12 +4,16 @@
 
 Before them, in a wave of their own, the supervised encoders that they start from, each once.
 Tune's own state is scratch: to resume, or to add cells, a sweep is run again. A lost worker is
-retried by Tune; a bug, a diverged loss or bad data is recorded by the trial and not retried, for
-the same steps would give the same end. Workers are shared by the trials that follow one another, so
-the seconds of importing torch are paid once per slot.
+retried by Tune, and the trial counts its attempts, since only it knows which of them a preemption
+ended; a bug, a diverged loss or bad data is recorded by the trial and not retried, for the same
+steps would give the same end. Workers are shared by the trials that follow one another, so the
+seconds of importing torch are paid once per slot.
 """
 
+import collections
 import contextlib
+import ctypes
+import functools
 import logging
 import os
 import shutil
@@ -18,6 +22,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +59,11 @@ class Job:
     code: str
     resources: Resources
     gpu: float  # resources.gpu, decided
+    run: str  # of this driver
 
+
+_pending: collections.deque = collections.deque(maxlen=8)
+ATTEMPTS = 100  # of a trial whose worker dies before it can count them itself
 
 Work = list[Cell] | EncoderSpec  # of a trial: cells to measure, or an encoder to make
 
@@ -94,7 +103,15 @@ def run(
         f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
         f"{resources.cpu} and {gpu:g}; at most {slots} at a time"
     )
-    job = Job(store.address, data, os.environ.get("MEDSSL_WEIGHTS"), code, resources, gpu)
+    job = Job(
+        store.address,
+        data,
+        os.environ.get("MEDSSL_WEIGHTS"),
+        code,
+        resources,
+        gpu,
+        uuid.uuid4().hex,
+    )
     lost, found = {}, {}
     with _ctrl_c(say) as asked, contextlib.suppress(KeyboardInterrupt):
         lost = _parents(todo, job, slots, say)
@@ -137,12 +154,13 @@ def _parents(
 
 def _fit(work: dict[str, Work], job: Job, slots: int) -> dict:
     """One Tune trial for each; Ray's results, by encoder id."""
+    import ray
     from ray import tune
 
     scratch = open_store(job.store).beside / "tune" / f"{time.time_ns()}"
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_trial, job=job, work=work),
+            tune.with_parameters(_trial, job=job, work=[ray.put(work)]),
             {"cpu": job.resources.cpu, "gpu": job.gpu},
         ),
         param_space={"encoder": tune.grid_search(list(work))},
@@ -155,7 +173,7 @@ def _fit(work: dict[str, Work], job: Job, slots: int) -> dict:
         run_config=tune.RunConfig(
             name=scratch.name,
             storage_path=str(scratch.parent),
-            failure_config=tune.FailureConfig(max_failures=job.resources.retries),
+            failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
             verbose=0,
         ),
     )
@@ -197,10 +215,21 @@ def _ctrl_c(say: Callable[[str], None]) -> Iterator[threading.Event]:
             signal.signal(kind, handler)
 
 
-def _trial(config: dict, job: Job, work: dict[str, Work]) -> None:
-    """On a worker: what is missing of one encoder's cells, or the encoder that others need."""
-    import torch
+def _trial(config: dict, job: Job, work: list) -> None:
+    """On a worker: what is missing of one encoder's cells, or the encoder that others need.
+
+    `work` holds a reference to that of all trials, which a worker reads once.
+    """
+    with _sigterm() as asked:
+        failed = _done(config["encoder"], job, work, asked.is_set)
     from ray import tune
+
+    tune.report({"failed": failed})
+
+
+def _done(encoder: str, job: Job, work: list, leave: Callable[[], bool]) -> str:
+    """Does it; why it failed, or "". What a retry may mend is raised."""
+    import torch
 
     from medssl import device, trial
 
@@ -208,10 +237,11 @@ def _trial(config: dict, job: Job, work: dict[str, Work]) -> None:
     if job.weights:
         os.environ["MEDSSL_WEIGHTS"] = job.weights
     store = open_store(job.store, AWAY_S)
-    mine, failed = work[config["encoder"]], ""
+    mine = _of_all(*work)[encoder]
     try:
         where = device.pick(gpu=job.gpu > 0)
-        here = trial.Here(where, job.data, job.code, job.resources.checkpoint_s)
+        attempts = {"run": job.run, "retries": job.resources.retries, "leave": leave}
+        here = trial.Here(where, job.data, job.code, job.resources.checkpoint_s, **attempts)
         if isinstance(mine, EncoderSpec):
             trial.make(mine, store, here)
         elif cells := results.missing(mine, store):
@@ -219,8 +249,45 @@ def _trial(config: dict, job: Job, work: dict[str, Work]) -> None:
     except Exception as error:
         if trial.can_pass(error):
             raise  # Tune tries again, on a new worker
-        failed = f"{type(error).__name__}: {error}".partition("\n")[0]  # it is in its log
-    tune.report({"failed": failed})
+        return f"{type(error).__name__}: {error}".partition("\n")[0]  # it is in its log
+    return ""
+
+
+@functools.lru_cache(maxsize=1)
+def _of_all(work) -> dict[str, Work]:
+    import ray
+
+    return ray.get(work)
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """Inside, SIGTERM sets the event; Ray's own handler would end the worker at once.
+
+    Only the main thread may change handlers, and Tune runs trials in another: so the interpreter
+    is asked to do it there.
+    """
+    asked, before = threading.Event(), []
+
+    def take(_) -> int:
+        before.append(signal.signal(signal.SIGTERM, lambda *_: asked.set()))
+        return 0
+
+    def give_back(_) -> int:
+        signal.signal(signal.SIGTERM, before[0])
+        return 0
+
+    _in_the_main_thread(take)
+    try:
+        yield asked
+    finally:
+        _in_the_main_thread(give_back)
+
+
+def _in_the_main_thread(do: Callable[[object], int]) -> None:
+    call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(do)
+    _pending.append(call)  # it must live until it has been called
+    ctypes.pythonapi.Py_AddPendingCall(call, None)
 
 
 def _connect() -> None:

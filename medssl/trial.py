@@ -45,7 +45,7 @@ from medssl import (
     supervised,
     weights,
 )
-from medssl._files import Checkpoint
+from medssl._files import Checkpoint, Preempted
 from medssl.datasets import Images
 from medssl.datasets._splits import sample
 from medssl.evals import Features
@@ -54,14 +54,14 @@ from medssl.pretrain import NotFinite, initial, pretrain
 from medssl.spec import NONE, SUPERVISED, Cell, EncoderSpec, parent
 from medssl.store import Store
 
-PASSING = (OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError)
+PASSING = OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, Preempted
 LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "medmnist", "ray")
 PUBLISH_S = 2  # seconds between two writes of the progress file, at least
 BEAT_S = 60  # at most
 
 
 def can_pass(error: Exception) -> bool:
-    """Whether it is the disk's, the memory's or the device's, so that a retry may succeed."""
+    """Whether it is the disk's, the memory's, the device's or the node's: a retry may succeed."""
     return isinstance(error, PASSING) or "can't allocate memory" in str(error)  # torch, on a CPU
 
 
@@ -77,11 +77,14 @@ class Here:
     data: Path | None = None  # folder of dataset files
     code: str = "unknown"  # version and commit, for the rows
     checkpoint_s: float = 120  # seconds
+    run: str = ""  # the driver's, of which this is one of several attempts
+    retries: int = 3
+    leave: Callable[[], bool] = lambda: False  # whether this process has been asked to end
 
 
 def run(cells: Sequence[Cell], store: Store, here: Here) -> None:
     """Measures the cells, which share one encoder; raises what went wrong after recording it."""
-    with _told(cells[0].encoder, len(cells), store) as progress:
+    with _told(cells[0].encoder, len(cells), store, here) as progress:
         made = encoder_of(cells[0].encoder, store, here, progress)
         if failed := evaluate(cells, made, store, here, progress):
             raise CellsFailed("; ".join(failed))
@@ -89,17 +92,31 @@ def run(cells: Sequence[Cell], store: Store, here: Here) -> None:
 
 def make(spec: EncoderSpec, store: Store, here: Here) -> None:
     """Puts the encoder into the store, for others to start from; raises like `run`."""
-    with _told(spec, 0, store) as progress:
+    with _told(spec, 0, store, here) as progress:
         encoder_of(spec, store, here, progress)
 
 
+class WornOut(RuntimeError):
+    """The trial ended before its time once too often. Not worth another retry."""
+
+
 @contextlib.contextmanager
-def _told(spec: EncoderSpec, cells: int, store: Store) -> Iterator["Progress"]:
+def _told(spec: EncoderSpec, cells: int, store: Store, here: Here) -> Iterator["Progress"]:
     """The progress of what is done inside, to its end or to the error that ended it."""
-    progress = Progress(store, spec, cells)
+    progress = Progress(store, spec, cells, run=here.run)
     try:
+        if progress.ended > here.retries:
+            raise WornOut(
+                f"{progress.ended} attempts ended before their time, the last {progress.last}: "
+                f"give it more memory or a smaller batch, or look into its log, and run it again"
+            )
+        progress.publish("starting")
         with progress.alive():
             yield progress
+    except Preempted as asked:
+        progress.say(f"preempted {asked}: the next attempt goes on from there")
+        progress.publish("preempted")
+        raise
     except Exception as error:
         progress.fail(error)
         raise
@@ -115,16 +132,36 @@ class Progress:
     cells: int
     cells_done: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
+    run: str = ""  # the driver's
+    ended: int = 0  # attempts of this run that ended before their time, but for preempted ones
+    last: str = ""  # how the last of them ended
+    doing: str = ""  # update 1200 of 3678
     started: float = field(default_factory=time.time)  # seconds since 1970
     _at: float = 0.0
     _log: str = ""
-    _state: str = "pretraining"
+    _state: str = ""
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self):
         old = self.store.read(f"logs/{self.spec.id}.log") or b""
         self._log = old.decode(errors="replace")
+        self._attempts()
         self.say(f"{self.spec.method} on {self.spec.dataset}, {self.spec.backbone}, {self.spec.id}")
+
+    def _attempts(self) -> None:
+        """What became of earlier attempts of this run, by what they said last."""
+        try:
+            said = json.loads(self.store.read(f"progress/{self.spec.id}.json") or b"{}")
+        except ValueError:
+            return
+        state = said.get("state")
+        if not self.run or said.get("run") != self.run or state == "finished":
+            return
+        self.ended, self.last = said.get("ended", 0), said.get("last", "")
+        if state != "preempted":
+            self.ended += 1
+            without = "without a word, as one that was killed or ran out of memory"
+            self.last = f"with {said['reason']}" if state == "failed" else without
 
     def say(self, line: str) -> None:
         self._log += f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n"
@@ -147,6 +184,10 @@ class Progress:
             stop.set()
             thread.join()
 
+    def step(self, step: int, steps: int) -> None:
+        self.doing = f"update {step} of {steps}"
+        self.publish(self._state, every_s=PUBLISH_S)
+
     def epoch(self, curve: list[dict[str, float]]) -> None:
         self.curve = curve
         self.say(f"epoch {len(curve)}: " + " ".join(f"{k}={v:.4g}" for k, v in curve[-1].items()))
@@ -157,7 +198,8 @@ class Progress:
         self.publish("failed", reason=f"{type(error).__name__}: {error}")
 
     def publish(self, state: str, reason: str = "", every_s: float = 0) -> None:
-        """pretraining | evaluating | finished | failed; at most once in `every_s` seconds."""
+        """starting | pretraining | evaluating | finished | failed | preempted; at most once in
+        `every_s` seconds."""
         with self._one_at_a_time:
             self._state = state
             if time.monotonic() - self._at >= every_s:
@@ -169,6 +211,10 @@ class Progress:
             "encoder": self.spec.id,
             "state": state,
             "reason": reason,
+            "run": self.run,
+            "ended": self.ended,
+            "last": self.last,
+            "doing": self.doing,
             "epochs": self.spec.epochs,
             "cells": self.cells,
             "cells_done": self.cells_done,
@@ -305,6 +351,8 @@ def _checkpoint(name: str, store: Store, here: Here, progress: Progress) -> Chec
         load=lambda: _intact(store, name, _loadable, progress),
         save=lambda state: store.write(name, state),
         every_s=here.checkpoint_s,
+        told=progress.step,
+        leave=here.leave,
     )
 
 
@@ -385,7 +433,10 @@ def evaluate(
     begun: dict[str, Begun] = {}
     alike = dict.fromkeys(map(_learned, cells))
     for cell in sorted(cells, key=lambda cell: list(alike).index(_learned(cell))):
+        progress.doing = ""
         progress.publish("evaluating", every_s=PUBLISH_S)
+        if here.leave():
+            raise Preempted("between two evaluations")
         began = time.perf_counter()
         try:
             target = load(cell.target, "test", cell.source)
@@ -416,7 +467,7 @@ def evaluate(
             left[_learned(cell)] -= 1
             if not left[_learned(cell)]:
                 store.delete(fit_of(cell))
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, Preempted):
             raise
         except Exception as error:
             progress.say("".join(traceback.format_exception(error)))
@@ -473,7 +524,7 @@ def _begin(
     if len(subjects) > 1:
         try:
             found = module.together(list(subjects.values()), config)
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, Preempted):
             raise
         except Exception as error:
             progress.say(f"not together, each alone: {type(error).__name__}: {error}")

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from medssl.spec import NONE, EncoderSpec
-from medssl.status import Status, Trial
+from medssl.status import RUNNING, Status, Trial
 
 SHOWN = 12  # running and failed trials listed; more would scroll off
 HIDDEN = ("recipe", "version")  # of an encoder: what two trials may differ in without a column
@@ -28,7 +28,7 @@ def render(status: Status) -> Group:
     axes = varying(status)
     for column in ("encoder", *axes, "now", "loss", "views/s"):
         table.add_column(column, overflow="fold")
-    running = status.of("pretraining", "evaluating")
+    running = status.of(*RUNNING)
     for trial in running[:SHOWN]:
         last = trial.curve[-1] if trial.curve else {}
         table.add_row(
@@ -56,7 +56,7 @@ def varying(status: Status) -> list[str]:
 def line(status: Status) -> str:
     """trials 3/8 done, 2 running, 1 failed; cells 18/48; about 4 min of pretraining left"""
     states = status.states
-    running = states["pretraining"] + states["evaluating"]
+    running = sum(states[state] for state in RUNNING)
     text = f"trials {states['finished']}/{len(status.trials)} done, {running} running"
     text += f", {states['failed']} failed" if states["failed"] else ""
     if making := [t for t in status.parents if t.state != "finished"]:
@@ -98,8 +98,11 @@ def follow(read: Callable[[], Status], stop: threading.Event, console: Console) 
 
 
 def _now(trial: Trial) -> str:
+    doing = trial.said.get("doing", "")  # of a fit, which may take hours
     if trial.state == "evaluating":
-        return f"evaluating {trial.done}/{len(trial.cells)}"
+        return f"evaluating {trial.done}/{len(trial.cells)}" + (f", {doing}" if doing else "")
+    if trial.state == "starting":
+        return "starting"
     if not trial.spec.epochs:
-        return "making the init"
+        return "making the init" + (f", {doing}" if doing else "")
     return f"epoch {len(trial.curve)}/{trial.spec.epochs}"

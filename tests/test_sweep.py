@@ -157,6 +157,22 @@ def test_a_killed_worker_is_replaced_and_the_sweep_goes_on_by_itself(tmp_path):
     assert results.missing(runs.cells, runs.store) == []
 
 
+def test_a_preempted_worker_leaves_a_checkpoint_and_costs_no_retry(tmp_path):
+    rare = "epochs=60, seed=0, method=[SIMCLR], resources=Resources(cpu=1, retries=0)"
+    runs = Runs(tmp_path, rare)
+    process = runs.start()
+    victim = after_an_epoch(runs, process)
+    assert not runs.store.names("checkpoints", ".pt")  # one in two minutes
+    os.kill(victim["pid"], signal.SIGTERM)
+    code, out = ended(process)
+    assert code == 0, out
+    assert results.missing(runs.cells, runs.store) == []
+    log = runs.store.read(f"logs/{victim['encoder']}.log").decode()
+    step, steps, rest = re.search(r"preempted after step (\d+) of (\d+)(.*)", log, re.S).groups()
+    epochs_before = int(step) * 60 // int(steps)
+    assert int(re.search(r"epoch (\d+):", rest)[1]) >= epochs_before >= 1
+
+
 def test_a_worker_that_dies_once_too_often_is_named(tmp_path):
     once = "epochs=30, seed=0, resources=Resources(cpu=1, retries=0, checkpoint_s=1)"
     runs = Runs(tmp_path, once)
@@ -331,7 +347,7 @@ def test_what_starts_from_an_init_that_failed_is_not_started_and_says_why(waves)
 def test_an_init_that_was_not_begun_when_ctrl_c_came_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_fit", lambda work, job, slots: {})  # Tune leaves out the rest
     todo = {c.encoder.id: [c] for c in CHILDREN}
-    job = engine.Job(tmp_path, None, None, "test", Resources(), 0)
+    job = engine.Job(str(tmp_path), None, None, "test", Resources(), 0, "")
     lost = engine._parents(todo, job, 1, lambda _: None)
     assert lost.keys() == {c.encoder.id for c in CHILDREN if c.encoder.init != "random"}
     assert todo.keys() == {c.encoder.id for c in CHILDREN if c.encoder.init == "random"}
@@ -350,7 +366,7 @@ def test_after_tune_has_ended_ctrl_c_is_answered_by_an_exception(tmp_path, monke
             return []
 
     monkeypatch.setattr(tune, "Tuner", Tuner)
-    job = engine.Job(tmp_path, None, None, "test", Resources(), 0)
+    job = engine.Job(str(tmp_path), None, None, "test", Resources(), 0, "")
     with engine._ctrl_c(lambda _: None) as asked:
         engine._fit({}, job, 1)
         with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,8 @@ import pytest
 import safetensors
 import torch
 
-from medssl import backbones, results, trial, weights
+from medssl import backbones, results, status, trial, watch, weights
+from medssl._files import Preempted
 from medssl.datasets import medmnist
 from medssl.evals import _heads, _training, finetune, knn, linear_probe, sgd_probe
 from medssl.features import Judged
@@ -148,6 +149,82 @@ def test_a_long_evaluation_is_not_taken_for_lost(tmp_path, monkeypatch):
     time.sleep(0.05)
     assert store.read(name) == said  # and it ends with the trial
     assert json.loads(said)["state"] == "finished"
+
+
+def leaving(after: int):
+    """A process that is asked to end when it has looked so often whether it was."""
+    looks = iter(range(10**9))
+    return lambda: next(looks) >= after
+
+
+@pytest.mark.parametrize("after", [0, 5, 9])  # in the first epoch, in the second, in the third
+def test_a_preempted_trial_goes_on_from_its_last_step(tmp_path, after):
+    cells = sweep(epochs=3, eval="knn").cells()
+    calm, store = Store(tmp_path / "calm"), Store(tmp_path / "store")
+    trial.run(cells, calm, HERE)
+    with pytest.raises(Preempted, match=f"after step {after + 1} of 12"):
+        trial.run(cells, store, replace(HERE, run="r", retries=0, leave=leaving(after)))
+    id = cells[0].encoder.id
+    said = json.loads(store.read(f"progress/{id}.json"))
+    assert said["state"] == "preempted"
+    assert store.has(f"checkpoints/{id}.pt")
+    steps = []
+    counted = replace(HERE, run="r", retries=0, leave=lambda: bool(steps.append(1)))
+    trial.run(cells, store, counted)
+    assert len(steps) == 12 - after - 2 + len(cells)  # of the rest but the last, and each cell
+    found = [results.table(s, cells)["value"].to_pylist() for s in (calm, store)]
+    assert found[0] == found[1]
+
+
+def test_a_trial_that_is_preempted_between_evaluations_measures_the_rest_later(tmp_path):
+    store, cells = Store(tmp_path), sweep(method="none", eval="knn").cells()
+    assert len(cells) > 1
+    with pytest.raises(Preempted, match="between two evaluations"):
+        trial.run(cells, store, replace(HERE, leave=leaving(1)))
+    assert len(results.missing(cells, store)) == len(cells) - 1
+    trial.run(results.missing(cells, store), store, HERE)
+    assert not results.missing(cells, store)
+
+
+def test_a_long_fit_tells_how_far_it_is_and_is_preempted(tmp_path, monkeypatch):
+    monkeypatch.setattr(trial, "PUBLISH_S", 0)
+    asked = ("finetune", {"epochs": 1, "updates": 6, "batch_size": 8})
+    store, cells = Store(tmp_path), sweep(method="none", eval=asked, label_fraction=1.0).cells()
+    with pytest.raises(Preempted, match="after step 3 of"):
+        trial.run(cells, store, replace(HERE, leave=leaving(3)))
+    said = json.loads(store.read(f"progress/{cells[0].encoder.id}.json"))
+    assert re.match(r"update 3 of \d+$", said["doing"])
+    found = status.read(cells, store)
+    assert found.states == {"waiting": 1}
+    said["state"] = "evaluating"
+    store.write(f"progress/{cells[0].encoder.id}.json", json.dumps(said).encode())
+    assert watch._now(status.read(cells, store).trials[0]).startswith("evaluating 0/1, update 3 of")
+    trial.run(cells, store, HERE)
+    assert not results.missing(cells, store)
+
+
+def test_attempts_of_one_run_are_counted_and_those_that_were_preempted_are_not(tmp_path):
+    store, cells = Store(tmp_path), sweep(method="none", eval="knn").cells()
+    name = f"progress/{cells[0].encoder.id}.json"
+
+    def attempt(state: str, run="r", **more):
+        """How many there were before the one that comes after one that left this behind."""
+        said = json.loads(store.read(name) or b"{}")
+        store.write(name, json.dumps(said | {"state": state, "run": run, **more}).encode())
+        progress = trial.Progress(store, cells[0].encoder, 1, run="r")
+        progress.publish("starting")
+        return progress.ended
+
+    assert attempt("evaluating") == 1  # killed
+    assert attempt("preempted") == 1
+    assert attempt("preempted") == 1
+    assert attempt("failed", reason="OSError: disk full") == 2
+    with pytest.raises(trial.WornOut, match=r"3 attempts .* the last without a word"):
+        trial.run(cells, store, replace(HERE, run="r", retries=2))
+    assert json.loads(store.read(name))["state"] == "failed"
+    assert not trial.can_pass(trial.WornOut())
+    trial.run(cells, store, replace(HERE, run="another", retries=0))
+    assert not results.missing(cells, store)
 
 
 def test_a_resumed_trial_tells_the_whole_curve(tmp_path, monkeypatch):

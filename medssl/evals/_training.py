@@ -11,8 +11,8 @@ import copy
 import io
 import math
 import random
-import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,6 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
     checkpoint, start = subject.checkpoint, 0
     if checkpoint and (state := checkpoint.load()):
         start, best, best_step, kept, waiting = restore(state, model, optimizer, order)
-    saved_at = time.monotonic()
 
     for step in range(start, steps):
         while len(waiting) < batch:
@@ -86,10 +85,9 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
                 found = -dict(scored)["auroc"]
             if found < best or kept is None:
                 best, best_step, kept = found, step + 1, copy.deepcopy(model.state_dict())
-        if checkpoint and time.monotonic() - saved_at >= checkpoint.every_s:
+        if checkpoint and step + 1 < steps:
             so_far = step + 1, best, best_step, kept, waiting
-            checkpoint.save(snapshot(so_far, model, optimizer, order))
-            saved_at = time.monotonic()
+            checkpoint.after(step + 1, steps, partial(snapshot, so_far, model, optimizer, order))
 
     model.load_state_dict(kept)
     if positive_K is not None:
