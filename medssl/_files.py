@@ -35,6 +35,7 @@ class Checkpoint:
     every_s: float  # seconds of work that a kill may cost
     told: Callable[[int, int], None] = lambda step, steps: None  # how far it is
     leave: Callable[[], bool] = lambda: False  # whether the process has been asked to end
+    earlier_s: float = 0.0  # seconds of earlier attempts, once `load` gave their state
     _saved_at: float = field(default_factory=time.monotonic)
 
     def after(self, step: int, steps: int, state: Callable[[], bytes]) -> None:

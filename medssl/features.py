@@ -96,11 +96,6 @@ class Judged:
         self._alike, self._made = alike, made
         self._read: dict[str, Images] = {}  # splits, read once for as long as this cell lasts
 
-    @property
-    def known(self) -> dict:
-        """What rows say of the labels that were known, once these were asked for."""
-        return {"scarce": self.scarce, "labelled": self.labelled}
-
     def features(self, split: str, dataset: str | None = None) -> Features:
         part = "train" if split == "unlabeled" else split
         whole = self._load(dataset or self._of(split), part, self.source)
@@ -139,8 +134,9 @@ class Judged:
             return make()
         if self._alike not in self._made:
             self._made.clear()
-            self._made[self._alike] = make()
-        return self._made[self._alike]
+            self._made[self._alike] = make(), self.scarce, self.labelled
+        made, self.scarce, self.labelled = self._made[self._alike]
+        return made
 
     def encoder(self) -> nn.Module:
         return copy.deepcopy(self._encoder()).to(self.device)

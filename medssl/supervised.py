@@ -38,6 +38,7 @@ def train(
     given = {"images": images, "device": device, "checkpoint": checkpoint}
     subject = Judged(lambda: result.encoder, None, spec.dataset, task, **given)
     model, best_update = _training.fit(subject, finetune.Config(**dict(spec.recipe)))
-    result.encoder, result.seconds = model[0], time.perf_counter() - started
+    earlier_s = checkpoint.earlier_s if checkpoint else 0
+    result.encoder, result.seconds = model[0], earlier_s + time.perf_counter() - started
     result.notes.append(f"supervised on {spec.dataset}: update {best_update} was best")
     return result

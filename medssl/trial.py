@@ -429,7 +429,6 @@ def evaluate(
         return f"checkpoints/{spec.id}-{what}.pt"
 
     left = Counter(map(_learned, cells))
-    known: dict[tuple, dict] = {}  # of cells that learn alike only the first asks for labels
     begun: dict[str, Begun] = {}
     alike = dict.fromkeys(map(_learned, cells))
     for cell in sorted(cells, key=lambda cell: list(alike).index(_learned(cell))):
@@ -455,10 +454,11 @@ def evaluate(
                 "task": test.task,
                 "target_md5": " ".join(md5s[read] for read in _read(cell) if read in md5s),
                 "contamination": leaks(cell.target, cell.source),
-                **known.setdefault(_learned(cell), subject.known),
+                "scarce": subject.scarce,
+                "labelled": subject.labelled,
                 "code": here.code,
                 "versions": versions(),
-                "eval_s": share_s + time.perf_counter() - began,
+                "eval_s": share_s + time.perf_counter() - began + subject.checkpoint.earlier_s,
                 "finished_at": datetime.now(UTC),
             }
             where = device.describe(here.device) if subject.live else test.where

@@ -35,8 +35,10 @@ def shots(t_NK: np.ndarray, each: int, seed: int) -> np.ndarray:
 
 def scarce(t_NK: np.ndarray, each: int) -> str:
     """The classes that have fewer than `each` images, and how many: "class 3 has 80"."""
-    count_K = (t_NK > 0).sum(0)
-    return ", ".join(f"class {k} has {count}" for k, count in enumerate(count_K) if count < each)
+    counts = {f"class {k}": count for k, count in enumerate((t_NK > 0).sum(0))}
+    if bare := int((~(t_NK > 0).any(1)).sum()):
+        counts["no label at all"] = bare
+    return ", ".join(f"{name} has {count}" for name, count in counts.items() if count < each)
 
 
 def sample(images: int, keep: int, seed: int) -> np.ndarray:

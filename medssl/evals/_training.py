@@ -11,6 +11,7 @@ import copy
 import io
 import math
 import random
+import time
 from dataclasses import replace
 from functools import partial
 
@@ -26,6 +27,7 @@ from medssl.views import PLAIN, look
 # N images, B in a batch, K classes
 
 
+@torch.random.fork_rng()
 def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
     """(encoder, head) after the update that is best on validation, and which update that was.
 
@@ -39,10 +41,9 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
             "choose='log_loss' does without"
         )
     seed = random.Random(f"{config.seed} {subject.seed}").getrandbits(48)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        encoder = subject.encoder()
-        model = nn.Sequential(encoder, nn.Linear(encoder.dim, len(images.classes)))
+    torch.manual_seed(seed)
+    encoder = subject.encoder()
+    model = nn.Sequential(encoder, nn.Linear(encoder.dim, len(images.classes)))
     device = next(encoder.parameters()).device
     model.to(device, memory_format=torch.channels_last)
     x_NCHW = torch.from_numpy(images.x_NHWC).permute(0, 3, 1, 2).to(device)
@@ -56,9 +57,10 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
     batch = max(2, min(config.batch_size, len(images)))  # of one image BatchNorm has no spread
     steps = max(config.updates, round(config.epochs * len(images) / batch))
     best, best_step, kept, waiting = math.inf, 0, None, torch.empty(0, dtype=torch.long)
-    checkpoint, start = subject.checkpoint, 0
+    checkpoint, start, began = subject.checkpoint, 0, time.monotonic()
     if checkpoint and (state := checkpoint.load()):
-        start, best, best_step, kept, waiting = restore(state, model, optimizer, order)
+        so_far = restore(state, model, optimizer, order)
+        start, best, best_step, kept, checkpoint.earlier_s, waiting = so_far
 
     for step in range(start, steps):
         while len(waiting) < batch:
@@ -66,6 +68,7 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
         picked_B, waiting = waiting[:batch].to(device), waiting[batch:]
         domain_B = domain_N[picked_B]
         generator.manual_seed(seed + step)
+        torch.manual_seed(seed + step)  # of dropout and drop path, which some of timm's have
         x_BCHW = look(view, x_NCHW[picked_B], mean_DC[domain_B], std_DC[domain_B], generator)
         learns = step >= config.frozen * steps
         model.train()
@@ -86,7 +89,8 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
             if found < best or kept is None:
                 best, best_step, kept = found, step + 1, copy.deepcopy(model.state_dict())
         if checkpoint and step + 1 < steps:
-            so_far = step + 1, best, best_step, kept, waiting
+            spent_s = checkpoint.earlier_s + time.monotonic() - began
+            so_far = step + 1, best, best_step, kept, spent_s, waiting
             checkpoint.after(step + 1, steps, partial(snapshot, so_far, model, optimizer, order))
 
     model.load_state_dict(kept)
@@ -97,7 +101,7 @@ def fit(subject: Subject, config) -> tuple[nn.Sequential, int]:
 
 
 def snapshot(so_far: tuple, model: nn.Module, optimizer, order: torch.Generator) -> bytes:
-    """Everything that the next update depends on: crops have a seed for each."""
+    """Everything that the next update depends on: crops and dropout have a seed for each."""
     file = io.BytesIO()
     learned = model.state_dict(), optimizer.state_dict(), order.get_state()
     torch.save({"so_far": so_far, "learned": learned}, file)

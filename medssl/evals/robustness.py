@@ -64,7 +64,7 @@ def evaluate(subject: Subject, config: Config) -> Iterator:
             for severity, values in zip(SEVERITIES, at, strict=True):
                 yield f"{metric}:{family}:{severity}", values[metric]
             means[metric][family] = mean(values[metric] for values in at)
-    for family, error in means["error"].items():
+    for family, error in means.get("error", {}).items():
         means["added_error"][family] = error - clean["error"]
         if clean["error"] >= LEAST:
             means["error_ratio"][family] = error / clean["error"]

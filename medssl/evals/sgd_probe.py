@@ -75,7 +75,7 @@ def together(subjects: Sequence[Subject], config: Config) -> list[Iterator]:
         judged = [dict(judge(subject, lambda x_ND, of=of: of(ready(x_ND)))) for of in predict]
         for head, of_head in enumerate(judged):
             yield "scores" + f"_head_{head}" * (head > 0), of_head.pop("scores")
-        for name in judged[0]:
+        for name in [n for n in judged[0] if all(n in of_head for of_head in judged)]:
             values = [of_head[name] for of_head in judged]
             yield name, fmean(values)
             if name in TOLD:

@@ -378,7 +378,7 @@ def _unranked(grid: Grid) -> list[str]:
     lines = {line[:at] + line[at + 1 :] for line in grid.lines}
     if _per_label(grid) or len({line[at] for line in grid.lines}) < 3 or len(lines) < 2:
         return []
-    return [f"no mean ranks of {grid.title}: no three targets have a number of every other line"]
+    return [f"no mean ranks of {grid.title}: no three targets have numbers of all lines"]
 
 
 def _ranked(v_DM: np.ndarray) -> tuple[list[str], str]:

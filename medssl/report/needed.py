@@ -105,10 +105,12 @@ def _table(
     return [Summary(title, header, lines, caption)] if lines else []
 
 
-def _share(place: Place, rows: list[dict], whole: list[dict]) -> float:
-    """Of the images that `whole` had labelled; as it was asked for in rows that do not say."""
-    known, every = rows[0].get("labelled"), whole[0].get("labelled")
-    return known / every if known and every else place[1][1]
+def _shares(curve: list[Place], rows: dict[Place, list[dict]], goal: Place) -> list[float]:
+    """Of the images that `goal` had labelled; as asked for, where any of the rows do not say."""
+    known = [rows[place][0].get("labelled") for place in (*curve, goal)]
+    if not all(known):
+        return [fraction for _, (_, fraction) in curve]
+    return [labelled / known[-1] for labelled in known[:-1]]
 
 
 def _needed(
@@ -131,7 +133,7 @@ def _needed(
             told["no interval where a line and its baseline have other test images"].append(
                 curve[0][0]
             )
-    shares = [_share(place, rows[place], rows[goal]) for place in curve]
+    shares = _shares(curve, rows, goal)
     other = [i for i, share in enumerate(shares) if share not in shares[:i]]  # than one before it
 
     def percent(share: float) -> str:

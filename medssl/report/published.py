@@ -93,8 +93,13 @@ def compare(
     predictions: Callable[[str], Mapping[str, np.ndarray]],
     count: int = 1000,
 ) -> tuple[list[Summary], list[str]]:
-    """A table per evaluation and metric, and notes; ValueError where nothing can be compared."""
-    rows, published, found, notes = list(rows), list(published), [], []
+    """A table per evaluation and metric, and notes; ValueError where nothing can be compared.
+
+    Theirs are of classifiers, and so are the rows taken: an `ood` has an AUROC of something else.
+    """
+    measured, published, found, notes = list(rows), list(published), [], []
+    classify = {row["cell"] for row in measured if row["metric"] == "accuracy"}
+    rows = [row for row in measured if row["cell"] in classify]
     for metric in dict.fromkeys(one.metric for one in published):
         kept = Predictions(predictions, metric, count)
         for grid in tables.grids(rows, metric):
@@ -112,7 +117,7 @@ def compare(
                 found.append(Summary(grid.title, header, lines, f"{said}; {caption}"))
         notes += kept.notes()
     if not found:
-        ours = sorted({f"{row['target']} at {row['image_size']} px" for row in rows})
+        ours = sorted({f"{row['target']} at {row['image_size']} px" for row in measured})
         theirs = sorted({one.dataset for one in published})
         raise ValueError(
             f"nothing to compare: the file is of {', '.join(theirs)}; the sweep has measured "

@@ -372,7 +372,7 @@ def test_three_targets_without_ranks_say_why(tmp_path):
     )
     lines = ('method=["none", "simclr", "byol"]', 'method=["none", "simclr"]')
     file, store, cells = changed(tmp_path, three, lines)
-    told = "note: no mean ranks of knn auroc: no three targets have a number of every other line"
+    told = "note: no mean ranks of knn auroc: no three targets have numbers of all lines"
     assert told not in table(file, store)[1]
     for cell in cells:
         if (cell.encoder.method, cell.target) == ("simclr", "phantom/c"):
