@@ -62,10 +62,20 @@ class Correction(StrEnum):
 
 
 @app.command()
-def run(sweep: SweepFile, store: StoreOption = STORE, data: DataOption = None) -> None:
+def run(
+    sweep: SweepFile,
+    store: StoreOption = STORE,
+    data: DataOption = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PART/OF", help="This part of the sweep alone, as 1/4: see the README."
+        ),
+    ] = None,
+) -> None:
     """Measure every cell that has no result yet. Run it again to resume, or to add cells."""
     with _sentences():
-        raise typer.Exit(_run(sweep, store, data))
+        raise typer.Exit(_run(sweep, store, data, shard))
 
 
 @app.command()
@@ -92,6 +102,23 @@ def status(sweep: SweepFile, store: StoreOption = STORE) -> None:
 
         cells = planning.load(sweep).cells()
         _console().print(watch.render(state.read(cells, open_store(store))))
+
+
+@app.command()
+def logs(
+    encoder: Annotated[str, typer.Argument(help="Its id, or how that begins.")],
+    store: StoreOption = STORE,
+) -> None:
+    """What a trial has said, attempt by attempt: `status` and failures name the encoder."""
+    with _sentences():
+        from medssl.store import open_store
+
+        kept = open_store(store)
+        found = sorted(n for n in kept.names("logs", ".log") if n.startswith(encoder))
+        if len(found) != 1:
+            known = ", ".join(found[:5]) or "none: `medssl status` lists those that run or failed"
+            raise ValueError(f"{len(found)} logs of {encoder!r} in {kept.root}: {known}")
+        typer.echo((kept.read(f"logs/{found[0]}.log") or b"").decode(errors="replace"), nl=False)
 
 
 @app.command()
@@ -341,13 +368,13 @@ def script(file: str) -> None:
     main()
 
 
-def _run(sweep_file: Path, store: str, data: Path | None) -> int:
+def _run(sweep_file: Path, store: str, data: Path | None, shard: str | None) -> int:
     from medssl import plan as planning
-    from medssl import results, sweep, tracking, watch
-    from medssl import status as state
+    from medssl.alone import alone
+    from medssl.spec import Shard
     from medssl.store import AWAY_S, open_store
 
-    console, kept = _console(), open_store(store)
+    console, kept, part = _console(), open_store(store), Shard.read(shard) if shard else None
     data = data.expanduser().resolve() if data else None  # workers have another current folder
     if weights := os.environ.get("MEDSSL_WEIGHTS"):
         os.environ["MEDSSL_WEIGHTS"] = str(Path(weights).expanduser().resolve())
@@ -360,9 +387,19 @@ def _run(sweep_file: Path, store: str, data: Path | None) -> int:
             f"nothing can be written to the store {kept.root} ({no.strerror or no})"
         ) from no
     kept.patience_s = AWAY_S
+    name = re.sub(r"[^\w.-]", "-", asked.name) + (f"-{part.part}-of-{part.of}" if part else "")
+    with alone(name, kept, console.print):
+        return _drive(asked, part, store, kept, data, console)
+
+
+def _drive(asked, part, store: str, kept, data: Path | None, console) -> int:
+    from medssl import plan as planning
+    from medssl import results, sweep, tracking, watch
+    from medssl import status as state
+
     for name in results.set_aside_broken(asked.cells(), kept):
         console.print(f"{_plain(name)} cannot be read: it was set aside, and is measured anew")
-    plan = planning.make(asked, kept, data)
+    plan = planning.make(asked, kept, data, part)
     _show_plan(plan, kept, brief=True)
     if plan.problems:
         return 2

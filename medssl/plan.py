@@ -18,7 +18,7 @@ from pathlib import Path
 import medssl
 from medssl import datasets, registry, results, weights
 from medssl.ranges import split
-from medssl.spec import NONE, SAME, UNUSED, Cell, EncoderSpec, Scalar, Sweep, parent
+from medssl.spec import NONE, SAME, UNUSED, Cell, EncoderSpec, Scalar, Shard, Sweep, parent
 from medssl.store import Store
 
 ALWAYS = ("method", "dataset", "backbone", "init", "views", "seed")  # axes that are shown
@@ -80,13 +80,22 @@ def _where(path: Path, wrong: Exception) -> str:
     return f"{path}, line {line}: {type(wrong).__name__}: {what}{hint}"
 
 
-def make(sweep: Sweep, store: Store, data: Path | None) -> Plan:
+def make(sweep: Sweep, store: Store, data: Path | None, shard: Shard | None = None) -> Plan:
     """Reads names in the store and looks for files; opens no images, and weights only to compare
     a file with the one that was meant."""
     cells = sweep.cells()
     if not cells:
         why = "; ".join(sweep.dropped()) or "an axis is empty"
         raise ValueError(f"sweep {sweep.name!r} has no cells: {why}")
+    if shard:
+        mine = {
+            id: shard.holds(spec) for id, spec in {c.encoder.id: c.encoder for c in cells}.items()
+        }
+        if not (cells := [cell for cell in cells if mine[cell.encoder.id]]):
+            raise ValueError(
+                f"part {shard.part} of {shard.of} of sweep {sweep.name!r} has no encoders: it has "
+                f"{len(mine)} in all, so ask for fewer parts"
+            )
     missing = results.missing(cells, store)
     specs = {cell.encoder.id: cell.encoder for cell in cells}.values()
     presets = registry.keys("views", "PRESETS")

@@ -163,6 +163,30 @@ def supervised(init: str) -> tuple[str, str] | None:
     return (match[1], match[2] or "random") if match else None
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One part of `of`: what is in it is a matter of ids alone, so that parts need not talk."""
+
+    part: int  # from 1
+    of: int
+
+    @classmethod
+    def read(cls, text: str) -> "Shard":
+        """ "2/3"; ValueError for what is no such part."""
+        part, _, of = text.partition("/")
+        if not (part.isdigit() and of.isdigit() and 1 <= int(part) <= int(of)):
+            raise ValueError(
+                f"shard {text!r}: it is PART/OF, with parts from 1: 1/4, 2/4, 3/4, 4/4"
+            )
+        return cls(int(part), int(of))
+
+    def holds(self, spec: EncoderSpec) -> bool:
+        """Encoders that start from the same supervised one are in the same part."""
+        while above := parent(spec):
+            spec = above
+        return int(spec.id, 16) % self.of == self.part - 1
+
+
 def parent(spec: EncoderSpec) -> EncoderSpec | None:
     """The encoder that a supervised init goes on from; None for any other init.
 

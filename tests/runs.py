@@ -39,8 +39,9 @@ class Runs:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text(FILE.replace("{changes}", changes))
 
-    def start(self, verb: str = "run") -> subprocess.Popen:
+    def start(self, verb: str = "run", *more: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "medssl", verb, self.file, "--store", self.store.address]
+        command += more
         return subprocess.Popen(
             command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

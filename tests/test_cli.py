@@ -1,6 +1,7 @@
 """The verbs, as a user types them; what a user gets wrong is a sentence and exit code 2."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -385,3 +386,24 @@ def test_methods_are_listed_with_paper_cost_and_settings():
     code, out = medssl("methods", "dyno")
     assert code == 2
     assert "no 'dyno' among methods: choose from" in out
+
+
+def test_logs_of_an_encoder_by_the_first_letters_of_its_id(tmp_path):
+    kept = Store(tmp_path)
+    kept.write("logs/ab12.log", b"2026-11-21 epoch 1: loss=5\n")
+    kept.write("logs/ab34.log", b"other")
+    assert medssl("logs", "ab1", "--store", str(tmp_path)) == (0, "2026-11-21 epoch 1: loss=5\n")
+    code, out = medssl("logs", "ab", "--store", str(tmp_path))
+    assert (code, "2 logs of 'ab'" in out, "ab12, ab34" in out) == (2, True, True)
+    code, out = medssl("logs", "x", "--store", str(tmp_path))
+    assert (code, "0 logs of 'x'" in out) == (2, True)
+
+
+def test_a_part_without_encoders_is_refused(sweep, tmp_path):
+    outs = [medssl("run", sweep, "--store", str(tmp_path), "--shard", f"{i}/99") for i in (1, 2)]
+    assert {code for code, _ in outs} == {2}
+    assert all(
+        re.search(r"part \d of 99 of sweep 't' has no encoders: it has 2", o) for _, o in outs
+    )
+    code, out = medssl("run", sweep, "--shard", "4/3")
+    assert (code, "shard '4/3': it is PART/OF" in out) == (2, True)

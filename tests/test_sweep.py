@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,6 +86,23 @@ def test_status_and_plan_read_the_store_alone(undisturbed):
     assert (code, "trials 4/4 done, 0 running; cells 8/8" in out) == (0, True)
     code, out = runs.run("plan")
     assert "4 encoders, 8 cells, 8 done, 0 missing" in out
+
+
+def test_two_parts_at_once_leave_one_table_and_a_second_driver_is_refused(undisturbed, tmp_path):
+    runs = Runs(tmp_path)
+    parts = [runs.start("run", "--shard", f"{part}/2") for part in (1, 2)]
+    while not runs.store.has("drivers/tiny-1-of-2.json"):
+        assert parts[0].poll() is None, parts[0].communicate()
+        time.sleep(0.02)
+    again = runs.start("run", "--shard", "1/2")
+    for process, expected in zip([again, *parts], [2, 0, 0], strict=True):
+        code, out = ended(process)
+        assert code == expected, out
+        assert ("tiny-1-of-2 has a driver already" in out) == (expected == 2)
+    assert runs.values() == undisturbed[0].values()
+    code, out = runs.run()
+    assert "8 done, 0 missing" in out
+    assert not runs.store.names("drivers", ".json")
 
 
 def test_in_a_bucket_it_leaves_the_same_table(undisturbed, tmp_path, monkeypatch):
