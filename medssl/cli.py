@@ -72,15 +72,30 @@ def run(
             metavar="PART/OF", help="This part of the sweep alone, as 1/4: see the README."
         ),
     ] = None,
+    budget_hours: Annotated[
+        float | None,
+        typer.Option(
+            metavar="HOURS",
+            min=0,
+            help="GPU-hours, or hours of slots without one; what would exceed it is not begun.",
+        ),
+    ] = None,
 ) -> None:
     """Measure every cell that has no result yet. Run it again to resume, or to add cells."""
     with _sentences():
-        raise typer.Exit(_run(sweep, store, data, shard))
+        raise typer.Exit(_run(sweep, store, data, shard, budget_hours))
 
 
 @app.command()
-def plan(sweep: SweepFile, store: StoreOption = STORE, data: DataOption = None) -> None:
-    """What `run` would do: encoders, cells, what is done, what is missing, files not found."""
+def plan(
+    sweep: SweepFile,
+    store: StoreOption = STORE,
+    data: DataOption = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of an hour of a GPU, or of a slot without one.")
+    ] = None,
+) -> None:
+    """What `run` would do: encoders, cells, what is missing, how long it may take, at what cost."""
     with _sentences():
         from medssl import plan as planning
         from medssl.store import open_store
@@ -88,6 +103,7 @@ def plan(sweep: SweepFile, store: StoreOption = STORE, data: DataOption = None) 
         kept = open_store(store)
         found = planning.make(planning.load(sweep), kept, data)
         _show_plan(found, kept)
+        _show_cost(found, kept, price)
         raise typer.Exit(2 if found.problems else 0)
 
 
@@ -368,7 +384,9 @@ def script(file: str) -> None:
     main()
 
 
-def _run(sweep_file: Path, store: str, data: Path | None, shard: str | None) -> int:
+def _run(
+    sweep_file: Path, store: str, data: Path | None, shard: str | None, budget_hours: float | None
+) -> int:
     from medssl import plan as planning
     from medssl.alone import alone
     from medssl.spec import Shard
@@ -389,12 +407,12 @@ def _run(sweep_file: Path, store: str, data: Path | None, shard: str | None) -> 
     kept.patience_s = AWAY_S
     name = re.sub(r"[^\w.-]", "-", asked.name) + (f"-{part.part}-of-{part.of}" if part else "")
     with alone(name, kept, console.print):
-        return _drive(asked, part, store, kept, data, console)
+        return _drive(asked, part, budget_hours, store, kept, data, console)
 
 
-def _drive(asked, part, store: str, kept, data: Path | None, console) -> int:
+def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, console) -> int:
+    from medssl import cost, results, sweep, tracking, watch
     from medssl import plan as planning
-    from medssl import results, sweep, tracking, watch
     from medssl import status as state
 
     for name in results.set_aside_broken(asked.cells(), kept):
@@ -424,7 +442,11 @@ def _drive(asked, part, store: str, kept, data: Path | None, console) -> int:
         for thread in beside:
             thread.start()
         try:
-            lost = sweep.run(plan.missing, kept, data, code, plan.sweep.resources, console.print)
+            costs, budget_s = cost.of_store(kept), cost.INF
+            if budget_hours is not None:
+                budget_s = 3600 * budget_hours / (plan.sweep.resources.gpu or 1)
+            told = code, plan.sweep.resources, console.print, costs, budget_s
+            lost = sweep.run(plan.missing, kept, data, *told)
         except KeyboardInterrupt:
             pass  # before Ray was up; what is missing is said below
         finally:
@@ -686,6 +708,22 @@ def _show_plan(plan, kept, brief: bool = False) -> None:
     if not brief:
         for sentence in plan.absent:
             console.print(f"  [yellow]absent[/yellow] {_plain(sentence)}", soft_wrap=True)
+
+
+def _show_cost(plan, kept, price: float | None) -> None:
+    """What is missing, in hours, where the store has measured its like."""
+    from medssl import cost
+    from medssl import plan as planning
+
+    if not plan.missing:
+        return
+    costs, gpu = cost.of_store(kept), plan.sweep.resources.gpu
+    to_make = planning.to_make(plan.missing, kept.names("encoders", ".safetensors"))
+    gpu = gpu if gpu is not None else float("(CPU)" not in costs.device)
+    if told := cost.estimate(plan.missing, to_make, costs).told(gpu, price):
+        _console().print(_plain(f"  {told}"), highlight=False, soft_wrap=True)
+    elif price is not None:
+        _console().print("  no price: this store has measured nothing like it yet", soft_wrap=True)
 
 
 def _console(wide: bool = False):

@@ -2,7 +2,8 @@
 
     missing cells, grouped by encoder -> one Tune trial each -> medssl.trial.run on a worker
 
-Before them, in a wave of their own, the supervised encoders that they start from, each once.
+The supervised encoders that others start from are trials of their own, each once: what starts from
+one is begun when it is there, and of all that can begin the longest is first.
 Tune's own state is scratch: to resume, or to add cells, a sweep is run again. A lost worker is
 retried by Tune, and the trial counts its attempts, since only it knows which of them a preemption
 ended; a bug, a diverged loss or bad data is recorded by the trial and not retried, for the same
@@ -29,6 +30,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from medssl import results
+from medssl.cost import INF, UNKNOWN, Costs, Queue, weight
 from medssl.plan import to_make
 from medssl.spec import SUPERVISED, Cell, EncoderSpec, Resources, parent
 from medssl.store import AWAY_S, Store, open_store
@@ -75,8 +77,13 @@ def run(
     code: str,
     resources: Resources,
     say: Callable[[str], None] = print,
+    costs: Costs = UNKNOWN,
+    budget_s: float = INF,
 ) -> dict[str, str]:
     """Runs one trial per encoder of `cells`, the missing ones; blocks until the last has ended.
+
+    The longest by `costs` are first; none is begun that would exceed `budget_s`, which is counted
+    on slots: GPU-seconds, where a trial has a GPU.
 
     Returns why, by encoder id, of the trials whose worker died once too often, or whose supervised
     init could not be made. What was measured, and what failed with a word, is in the store. Ctrl-C
@@ -103,57 +110,46 @@ def run(
         f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
         f"{resources.cpu} and {gpu:g}; at most {slots} at a time"
     )
-    job = Job(
-        store.address,
-        data,
-        os.environ.get("MEDSSL_WEIGHTS"),
-        code,
-        resources,
-        gpu,
-        uuid.uuid4().hex,
-    )
-    lost, found = {}, {}
+    weights, driver = os.environ.get("MEDSSL_WEIGHTS"), uuid.uuid4().hex
+    job = Job(store.address, data, weights, code, resources, gpu, driver)
+    made = store.names("encoders", ".safetensors")
+    asked_for = to_make([mine[0] for mine in todo.values()], made)
+    above = {spec.id: spec for spec in asked_for if spec.method == SUPERVISED}
+    if above:
+        say(f"supervised encoders that others start from, to be made before those: {len(above)}")
+    work: dict[str, Work] = {**above, **todo}
+    parents = {id: p.id for id in work if (p := parent(_spec(work[id]))) and p.id in above}
+    known = {
+        id: weight(todo.get(id, ()), _spec(each), id not in made, costs)
+        for id, each in work.items()
+    }
+    unknown = [id for id, (sure, _) in known.items() if not sure]
+    queue = Queue({id: s for id, (_, s) in known.items()}, parents, unknown, budget_s)
+    found = {}
     with _ctrl_c(say) as asked, contextlib.suppress(KeyboardInterrupt):
-        lost = _parents(todo, job, slots, say)
-        found = _fit(todo, job, slots) if todo and not asked.is_set() else {}
+        found = _fit(work, queue, job, slots)
     if asked.is_set():
         ray.shutdown()  # no trial goes on
         return {}
-    for id, trial in found.items():
-        if trial.error is not None:
-            lost[id] = _why(trial.error)
-        elif not _failed(trial) and results.missing(todo[id], store):
-            lost[id] = _unseen(store)
-    return lost
+    say(queue.told(gpu))
+    why = {id: _ended(id, found, parents, budget_s) for id in todo}
+    unseen = [id for id in todo if not why[id] and results.missing(todo[id], store)]
+    silent = [id for id in unseen if not _failed(found[id])]
+    return {id: text for id, text in why.items() if text} | dict.fromkeys(silent, _unseen(store))
 
 
-def _parents(
-    todo: dict[str, list[Cell]], job: Job, slots: int, say: Callable[[str], None]
-) -> dict[str, str]:
-    """Makes the supervised encoders that trials of `todo` start from, where they are missing.
-
-    Takes the trials of those that could not be made out of `todo`; returns why, by their id.
-    """
-    store, lost = open_store(job.store), {}
-    needed = to_make([cells[0] for cells in todo.values()], store.names("encoders", ".safetensors"))
-    wave = {spec.id: spec for spec in needed if spec.method == SUPERVISED}
-    if not wave:
-        return lost
-    say(f"first the supervised encoders that others start from: {len(wave)}")
-    found = _fit(wave, job, slots)
-    for spec in needed:
-        above = parent(spec)
-        if above and not store.has(f"encoders/{above.id}.safetensors"):
-            trial = found.get(above.id)  # none where Ctrl-C came before it began
-            error = trial and trial.error
-            why = _why(error) if error else (_failed(trial) if trial else "") or _unseen(store)
-            lost[spec.id] = f"the encoder of its init was not made: {why} (logs/{above.id}.log)"
-            del todo[spec.id]
-    return lost
+def _ended(id: str, found: dict, parents: dict[str, str], budget_s: float) -> str:
+    """Why a trial did not do what it was to do, where it cannot have said so itself; else ""."""
+    if id in found:
+        return _why(found[id].error) if found[id].error is not None else ""
+    if not (above := found.get(parents.get(id))):
+        return f"not begun: it would exceed --budget-hours {budget_s / 3600:g}"
+    why = _why(above.error) if above.error is not None else _failed(above)
+    return f"the encoder of its init was not made: {why} (logs/{parents[id]}.log)"
 
 
-def _fit(work: dict[str, Work], job: Job, slots: int) -> dict:
-    """One Tune trial for each; Ray's results, by encoder id."""
+def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int) -> dict:
+    """A Tune trial for each, in the queue's order; Ray's results, by encoder id."""
     import ray
     from ray import tune
 
@@ -163,8 +159,9 @@ def _fit(work: dict[str, Work], job: Job, slots: int) -> dict:
             tune.with_parameters(_trial, job=job, work=[ray.put(work)]),
             {"cpu": job.resources.cpu, "gpu": job.gpu},
         ),
-        param_space={"encoder": tune.grid_search(list(work))},
         tune_config=tune.TuneConfig(
+            search_alg=_searcher(queue),
+            num_samples=-1,
             max_concurrent_trials=slots,
             reuse_actors=True,
             trial_name_creator=_name,
@@ -184,6 +181,38 @@ def _fit(work: dict[str, Work], job: Job, slots: int) -> dict:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR1, signal.default_int_handler)  # Tune listens no more
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _searcher(queue: Queue):
+    """What Tune asks for its next trial."""
+    from ray.tune.search import Searcher
+
+    class Next(Searcher):
+        def __init__(self):
+            super().__init__()
+            self._of: dict[str, str] = {}
+
+        def suggest(self, trial_id: str):
+            if (found := queue.next()) is Queue.END:
+                return Searcher.FINISHED
+            if found is not None:
+                self._of[trial_id] = found
+            return found and {"encoder": found}
+
+        def on_trial_complete(self, trial_id: str, result: dict | None = None, error=False):
+            queue.ended(self._of.pop(trial_id), ok=not error and (result or {}).get("failed") == "")
+
+        def save(self, path: str) -> None:
+            """Nothing: what is done is in the store."""
+
+        def restore(self, path: str) -> None:
+            """Never called."""
+
+    return Next()
+
+
+def _spec(work: Work) -> EncoderSpec:
+    return work if isinstance(work, EncoderSpec) else work[0].encoder
 
 
 @contextlib.contextmanager

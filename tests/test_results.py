@@ -175,6 +175,14 @@ def test_what_is_measured_anew_set_aside_or_deleted_is_so_in_the_table(gathered)
     assert values(results.table(store, cells)) == left  # by the file that was written just now
 
 
+def test_one_row_of_each_cell(gathered, tmp_path):
+    store, cells = gathered
+    rows = results.one_of_each(results.table(store, cells))
+    assert rows["cell"].to_pylist() == [cell.id for cell in cells[:-1]]
+    assert rows.equals(results.only(results.table(store, cells), "auroc"))
+    assert not results.one_of_each(results.table(Store(tmp_path / "none"))).num_rows
+
+
 def test_a_file_that_broke_since_is_found(gathered):
     store, cells = gathered
     name = f"rows/{cells[4].id}.parquet"

@@ -301,74 +301,83 @@ ABOVE = next(parent(c.encoder) for c in CHILDREN if c.encoder.init != "random")
 
 
 @pytest.fixture
-def waves(tmp_path, monkeypatch):
-    """`run` of cells with a Ray that does nothing but `ends(work)`: what it was given, in order."""
+def begun(tmp_path, monkeypatch):
+    """`run` of cells with a Ray of one slot that does nothing but `ends(id, work)`: which trials
+    were begun, in order, and what was lost."""
     import ray
 
     monkeypatch.setattr(engine, "_connect", lambda: None)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
-    store, given = Store(tmp_path), []
+    store = Store(tmp_path)
 
-    def run(ends):
-        def fit(work, job, slots):
-            given.append(dict(work))
-            failed = ends(work, store)
-            return {id: SimpleNamespace(error=None, metrics={"failed": failed}) for id in work}
+    def run(ends, **more):
+        given = []
+
+        def fit(work, queue, job, slots):
+            found = {}
+            while (id := queue.next()) is not queue.END:
+                given.append(id)
+                failed = ends(id, work[id], store)
+                found[id] = SimpleNamespace(error=None, metrics={"failed": failed})
+                queue.ended(id, ok=not failed)
+            return found
 
         monkeypatch.setattr(engine, "_fit", fit)
         missing = results.missing(CHILDREN, store)
-        return engine.run(missing, store, None, "test", Resources(), lambda _: None), given
+        lost = engine.run(missing, store, None, "test", Resources(), lambda _: None, **more)
+        return given, lost
 
     return run
 
 
-def made(work, store) -> str:
-    for id, each in work.items():
-        for cell in [] if isinstance(each, EncoderSpec) else each:
-            store.write(f"rows/{cell.id}.parquet", b"-")
-        store.write(f"encoders/{id}.safetensors", b"-")
+def made(id, work, store) -> str:
+    for cell in [] if isinstance(work, EncoderSpec) else work:
+        store.write(f"rows/{cell.id}.parquet", b"-")
+    store.write(f"encoders/{id}.safetensors", b"-")
     return ""
 
 
-def test_a_supervised_init_is_made_once_and_before_all_that_start_from_it(waves):
-    lost, given = waves(made)
-    assert given == [{ABOVE.id: ABOVE}, {c.encoder.id: [c] for c in CHILDREN}]
-    assert len(given[1]) == 4
+ALL = {c.encoder.id for c in CHILDREN}
+OWN = {c.encoder.id for c in CHILDREN if c.encoder.init != "random"}  # start from ABOVE
+
+
+def test_a_supervised_init_is_made_once_and_before_all_that_start_from_it(begun):
+    given, lost = begun(made)
+    assert sorted(given) == sorted([ABOVE.id, *ALL])
+    assert given.index(ABOVE.id) < min(map(given.index, OWN))
     assert lost == {}
 
 
-def test_an_init_that_is_there_is_not_made_again(waves, tmp_path):
+def test_an_init_that_is_there_is_not_made_again(begun, tmp_path):
     Store(tmp_path).write(f"encoders/{ABOVE.id}.safetensors", b"-")
-    _, given = waves(made)
-    assert given == [{c.encoder.id: [c] for c in CHILDREN}]
+    given, _ = begun(made)
+    assert set(given) == ALL
 
 
-def test_an_init_is_not_made_for_encoders_that_are_there(waves, tmp_path):
+def test_an_init_is_not_made_for_encoders_that_are_there(begun, tmp_path):
     for cell in CHILDREN:
         Store(tmp_path).write(f"encoders/{cell.encoder.id}.safetensors", b"-")
-    _, given = waves(made)
-    assert given == [{c.encoder.id: [c] for c in CHILDREN}]
+    given, _ = begun(made)
+    assert set(given) == ALL
 
 
-def test_what_starts_from_an_init_that_failed_is_not_started_and_says_why(waves):
-    def ends(work, store):
-        return "ValueError: no such labels" if ABOVE.id in work else made(work, store)
+def test_what_starts_from_an_init_that_failed_is_not_started_and_says_why(begun):
+    def ends(id, work, store):
+        return "ValueError: no such labels" if id == ABOVE.id else made(id, work, store)
 
-    lost, given = waves(ends)
-    children = [c.encoder.id for c in CHILDREN if c.encoder.init != "random"]
-    assert list(given[1]) == [c.encoder.id for c in CHILDREN if c.encoder.init == "random"]
-    assert sorted(lost) == sorted(children)
+    given, lost = begun(ends)
+    assert set(given) == {ABOVE.id} | ALL - OWN
     why = "the encoder of its init was not made: ValueError: no such labels"
-    assert set(lost.values()) == {f"{why} (logs/{ABOVE.id}.log)"}
+    assert lost == dict.fromkeys(OWN, f"{why} (logs/{ABOVE.id}.log)")
 
 
-def test_an_init_that_was_not_begun_when_ctrl_c_came_is_no_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_fit", lambda work, job, slots: {})  # Tune leaves out the rest
-    todo = {c.encoder.id: [c] for c in CHILDREN}
-    job = engine.Job(str(tmp_path), None, None, "test", Resources(), 0, "")
-    lost = engine._parents(todo, job, 1, lambda _: None)
-    assert lost.keys() == {c.encoder.id for c in CHILDREN if c.encoder.init != "random"}
-    assert todo.keys() == {c.encoder.id for c in CHILDREN if c.encoder.init == "random"}
+def test_results_that_are_not_seen_and_trials_beyond_a_budget_are_named(begun, tmp_path):
+    given, lost = begun(lambda id, work, store: "")
+    assert set(lost) == ALL
+    assert all("its results are not here: do all nodes see" in why for why in lost.values())
+    given, lost = begun(made, budget_s=0)
+    assert given == []
+    assert lost == dict.fromkeys(ALL, "not begun: it would exceed --budget-hours 0")
 
 
 def test_after_tune_has_ended_ctrl_c_is_answered_by_an_exception(tmp_path, monkeypatch):
@@ -386,7 +395,7 @@ def test_after_tune_has_ended_ctrl_c_is_answered_by_an_exception(tmp_path, monke
     monkeypatch.setattr(tune, "Tuner", Tuner)
     job = engine.Job(str(tmp_path), None, None, "test", Resources(), 0, "")
     with engine._ctrl_c(lambda _: None) as asked:
-        engine._fit({}, job, 1)
+        engine._fit({}, None, job, 1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert asked.is_set()

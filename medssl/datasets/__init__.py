@@ -64,6 +64,7 @@ class About(NamedTuple):
     channels: int | None = None  # 1: grey
     rarest: int | None = None  # training images of its rarest class, at most
     labels: Labels | None = None
+    images: int | None = None  # of the training split
 
 
 def load(name: str, split: str, size: int, root: Path | None = None) -> Images:
@@ -108,13 +109,14 @@ def about(name: str) -> About:
     if unknown := [member for member in members if member not in module.names()]:
         raise ValueError(f"no {unknown[0]!r} in {family}: choose from {', '.join(module.names())}")
     known = {m: module.about(m) if hasattr(module, "about") else About() for m in members}
-    channels, labels = (
-        [getattr(one, of) for one in known.values()] for of in ("channels", "labels")
+    channels, labels, images = (
+        [getattr(one, of) for one in known.values()] for of in ("channels", "labels", "images")
     )
     return About(
         None if None in channels else max(channels),
         min((one.rarest for one in known.values() if one.rarest is not None), default=None),
         None if None in labels else _united(dict(zip(members, labels, strict=True))),
+        None if None in images else sum(images),
     )
 
 

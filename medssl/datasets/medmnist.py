@@ -118,7 +118,7 @@ def about(variant: str) -> About:
     images = info["n_samples"]["train"]
     many = info["task"].startswith("multi-label")
     labels = info["task"], tuple(info["label"].values())
-    return About(info["n_channels"], images if many else images // len(labels[1]), labels)
+    return About(info["n_channels"], images if many else images // len(labels[1]), labels, images)
 
 
 def folder(root: Path | None = None) -> Path:

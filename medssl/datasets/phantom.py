@@ -314,8 +314,8 @@ def check(variant: str, size: int, root: Path | None = None) -> list[str]:
 def about(variant: str) -> About:
     """Channels, training images of the rarest class, classes; nothing is drawn but the labels."""
     one = VARIANTS[variant]
-    rarest = int(_labels(variant, "train")[1].sum(0).min())
-    return About(one.channels, rarest, (one.task, tuple(one.share)))
+    t_NK = _labels(variant, "train")[1]
+    return About(one.channels, int(t_NK.sum(0).min()), (one.task, tuple(one.share)), len(t_NK))
 
 
 def load(variant: str, split: str, size: int, root: Path | None = None) -> Images:
