@@ -464,12 +464,17 @@ def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, conso
 
 
 def _farewell(console, end, lost: dict[str, str], kept, store: str, trouble: str) -> int:
-    """What failed and why, where everything is, and the exit code: 0 only if nothing is missing."""
+    """What failed and why, where everything is, and the exit code: 0 only if nothing is missing but
+    what a budget left."""
     from medssl import watch
+    from medssl.sweep import BUDGET
 
     left = [trial for trial in end.trials if trial.done < len(trial.cells)]
+    unbegun = [trial for trial in left if lost.get(trial.spec.id) == BUDGET]
     stopped = False
     for trial in left:
+        if trial in unbegun:
+            continue
         why = watch.reason(trial) if trial.state == "failed" else lost.get(trial.spec.id)
         stopped = stopped or why is None
         if why is not None:
@@ -493,9 +498,11 @@ def _farewell(console, end, lost: dict[str, str], kept, store: str, trouble: str
     missing = end.cells - end.cells_done
     if missing:
         console.print(f"[red]{missing} of {end.cells} cells have no result.[/red]")
+    if unbegun:
+        console.print(f"{len(unbegun)} trials were {BUDGET}; run the sweep again to go on.")
     if stopped:
         console.print("It was stopped; run the same again to go on.")
-    return 130 if stopped else 1 if missing else 0
+    return 130 if stopped else 1 if len(left) > len(unbegun) else 0
 
 
 def _mirror(mirror, read, stop: threading.Event) -> None:

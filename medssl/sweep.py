@@ -65,6 +65,7 @@ class Job:
 
 
 _pending: collections.deque = collections.deque(maxlen=8)
+BUDGET = "not begun, for it would exceed the budget"
 ATTEMPTS = 100  # of a trial whose worker dies before it can count them itself
 
 Work = list[Cell] | EncoderSpec  # of a trial: cells to measure, or an encoder to make
@@ -85,9 +86,9 @@ def run(
     The longest by `costs` are first; none is begun that would exceed `budget_s`, which is counted
     on slots: GPU-seconds, where a trial has a GPU.
 
-    Returns why, by encoder id, of the trials whose worker died once too often, or whose supervised
-    init could not be made. What was measured, and what failed with a word, is in the store. Ctrl-C
-    ends it early and raises nothing.
+    Returns why, by encoder id, of the trials whose worker died once too often, whose supervised
+    init could not be made, or that a budget left (BUDGET). What was measured, and what failed with
+    a word, is in the store. Ctrl-C ends it early and raises nothing.
     ValueError where a trial fits nowhere.
     """
     for name, value in DEFAULTS.items():
@@ -132,20 +133,21 @@ def run(
         ray.shutdown()  # no trial goes on
         return {}
     say(queue.told(gpu))
-    why = {id: _ended(id, found, parents, budget_s) for id in todo}
+    why = {id: _ended(id, found, parents) for id in todo}
     unseen = [id for id in todo if not why[id] and results.missing(todo[id], store)]
     silent = [id for id in unseen if not _failed(found[id])]
     return {id: text for id, text in why.items() if text} | dict.fromkeys(silent, _unseen(store))
 
 
-def _ended(id: str, found: dict, parents: dict[str, str], budget_s: float) -> str:
+def _ended(id: str, found: dict, parents: dict[str, str]) -> str:
     """Why a trial did not do what it was to do, where it cannot have said so itself; else ""."""
     if id in found:
         return _why(found[id].error) if found[id].error is not None else ""
-    if not (above := found.get(parents.get(id))):
-        return f"not begun: it would exceed --budget-hours {budget_s / 3600:g}"
-    why = _why(above.error) if above.error is not None else _failed(above)
-    return f"the encoder of its init was not made: {why} (logs/{parents[id]}.log)"
+    if above := found.get(parents.get(id)):
+        why = _why(above.error) if above.error is not None else _failed(above)
+        if why:
+            return f"the encoder of its init was not made: {why} (logs/{parents[id]}.log)"
+    return BUDGET
 
 
 def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int) -> dict:

@@ -28,7 +28,7 @@ def render(status: Status) -> Group:
     axes = varying(status)
     for column in ("encoder", *axes, "now", "loss", "views/s"):
         table.add_column(column, overflow="fold")
-    running = status.of(*RUNNING)
+    running = [t for t in status.parents if t.state in RUNNING] + status.of(*RUNNING)
     for trial in running[:SHOWN]:
         last = trial.curve[-1] if trial.curve else {}
         table.add_row(
@@ -57,6 +57,7 @@ def line(status: Status) -> str:
     """trials 3/8 done, 2 running, 1 failed; cells 18/48; about 4 min of pretraining left"""
     states = status.states
     running = sum(states[state] for state in RUNNING)
+    running += sum(t.state in RUNNING for t in status.parents)
     text = f"trials {states['finished']}/{len(status.trials)} done, {running} running"
     text += f", {states['failed']} failed" if states["failed"] else ""
     if making := [t for t in status.parents if t.state != "finished"]:

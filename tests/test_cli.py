@@ -245,6 +245,25 @@ def test_a_broken_row_file_is_measured_anew_and_not_taken_for_done(sweep, store,
     assert code == 130  # this engine measured nothing
 
 
+def test_what_a_budget_left_is_no_failure(sweep, tmp_path, monkeypatch):
+    from medssl import sweep as engine
+
+    asked = []
+
+    def run(cells, *rest):
+        asked.append(rest[-1])
+        return {cell.encoder.id: engine.BUDGET for cell in cells}
+
+    monkeypatch.setattr(engine, "run", run)
+    place = str(tmp_path / "new")
+    code, out = medssl("run", sweep, "--store", place, "--budget-hours", "1.5")
+    assert (code, asked) == (0, [5400])
+    assert "2 trials were not begun, for it would exceed the budget; run the sweep again" in out
+    assert "failed" not in out
+    code, out = medssl("plan", sweep, "--store", place, "--price", "2")
+    assert "no price: this store has measured nothing like it yet" in out
+
+
 def test_brackets_in_a_path_are_printed(sweep, store, tmp_path):
     from shutil import copytree
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -377,7 +378,21 @@ def test_results_that_are_not_seen_and_trials_beyond_a_budget_are_named(begun, t
     assert all("its results are not here: do all nodes see" in why for why in lost.values())
     given, lost = begun(made, budget_s=0)
     assert given == []
-    assert lost == dict.fromkeys(ALL, "not begun: it would exceed --budget-hours 0")
+    assert lost == dict.fromkeys(ALL, engine.BUDGET)
+
+
+def test_what_an_init_left_of_a_budget_is_not_called_failed(begun, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(engine, "Queue", partial(engine.Queue, now=lambda: clock[0]))
+
+    def ends(id, work, store):
+        clock[0] += 10 * (id == ABOVE.id)
+        return made(id, work, store)
+
+    monkeypatch.setattr(engine, "weight", lambda cells, spec, *_: (True, 1 + (spec.id == ABOVE.id)))
+    given, lost = begun(ends, budget_s=5)
+    assert given == [ABOVE.id]
+    assert lost == dict.fromkeys(ALL, engine.BUDGET)
 
 
 def test_after_tune_has_ended_ctrl_c_is_answered_by_an_exception(tmp_path, monkeypatch):
