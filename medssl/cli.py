@@ -438,6 +438,7 @@ def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, conso
         beside = [
             threading.Thread(target=watch.follow, args=(read, stop, console), daemon=True),
             threading.Thread(target=_mirror, args=(mirror, read, stop), daemon=True),
+            threading.Thread(target=_gather, args=(plan.cells, kept, stop), daemon=True),
         ]
         for thread in beside:
             thread.start()
@@ -509,6 +510,15 @@ def _mirror(mirror, read, stop: threading.Event) -> None:
     while not stop.wait(5):
         with contextlib.suppress(OSError):  # a shared folder that is away for a moment
             mirror.sync(read())
+
+
+def _gather(cells: list, kept, stop: threading.Event) -> None:
+    """Keeps rows.parquet near to what is done, so that no table has thousands of files to open."""
+    from medssl import results
+
+    while not stop.wait(600):
+        with contextlib.suppress(OSError, ValueError):  # what is broken is told at the end
+            results.table(kept, cells)
 
 
 def _figures(kept):

@@ -82,9 +82,12 @@ def follow(read: Callable[[], Status], stop: threading.Event, console: Console) 
     """Shows `read()` until `stop` is set. Runs in a thread of its own."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
-            while not stop.wait(1):
+            pause_s = 1.0
+            while not stop.wait(pause_s):
+                began = time.monotonic()
                 with contextlib.suppress(OSError):  # a shared folder that is away for a moment
                     live.update(render(read()))
+                pause_s = max(1.0, 9 * (time.monotonic() - began))  # a tenth of a core at most
         return
     said, at = None, 0.0
     while not stop.wait(2):
