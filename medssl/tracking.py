@@ -29,6 +29,7 @@ from medssl.store import Store
 
 SHOWN = ("auroc", "accuracy", "balanced_accuracy", "val_auroc")  # the rest is in the table
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI's view for training runs
+PAGE = 1000  # runs a request
 PAUSE_S = 30  # after a failure, before the server is asked again
 STATES = {"finished": "FINISHED", "failed": "FAILED", "waiting": "KILLED"}
 
@@ -92,6 +93,7 @@ class Mirror:
         self._client = None
         self._experiment_id = ""
         self._runs: dict[str, _Run] = {}
+        self._there: dict = {}  # MLflow's runs that were there when it was connected
         self._silent_until = 0.0
         self._one_at_a_time = threading.Lock()
         self.trouble = ""  # the last failure, until a sync succeeds
@@ -150,7 +152,11 @@ class Mirror:
             else client.create_experiment(self.experiment, place if local else None, KIND)
         )
         self._client = client
-        self._runs = {}
+        self._runs, self._there, page = {}, {}, None
+        while page != "":  # thousands of runs in a few requests, and not one for each
+            found = client.search_runs([self._experiment_id], max_results=PAGE, page_token=page)
+            self._there |= {run.data.tags.get("medssl.encoder", ""): run for run in found}
+            page = found.token or ""
 
     def _whole(self, trial: Trial) -> bool:
         """Whether all of a finished trial has been brought, so that nothing of it need be read."""
@@ -201,11 +207,12 @@ class Mirror:
     def _find(self, trial: Trial) -> "_Run":
         """The encoder's run in this experiment, made if there is none, and what it already has."""
         spec = trial.spec
-        found = self._client.search_runs(
-            [self._experiment_id], f"tags.`medssl.encoder` = '{spec.id}'", max_results=1
-        )
-        if found:
-            run = found[0]
+        run = self._there.get(spec.id)
+        if not run:  # by another driver, since
+            asked = f"tags.`medssl.encoder` = '{spec.id}'"
+            found = self._client.search_runs([self._experiment_id], asked, max_results=1)
+            run = found[0] if found else None
+        if run:
             history = self._client.get_metric_history(run.info.run_id, "loss")
             epochs = max((m.step for m in history), default=0)
             if not run.data.params:  # made, and then the server was gone

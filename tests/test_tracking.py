@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -207,3 +208,23 @@ def test_settings_that_name_sets_are_names_that_the_server_takes(store, server):
         "ood/auroc:1 far 33",
         "ood/auroc:1 far 32",
     }
+
+
+def test_another_driver_finds_all_runs_in_a_few_requests(store, server, monkeypatch):
+    make, client = server
+    cells = replace(SWEEP, seed=range(5), label_fraction=1.0).cells()
+    for cell in cells:
+        measure(store, cell)
+    assert make().sync(status.read(cells, store))
+    asked, search = [], MlflowClient.search_runs
+
+    def counted(self, *arguments, **named):
+        asked.append(named)
+        return search(self, *arguments, **named)
+
+    monkeypatch.setattr(tracking, "PAGE", 2)
+    monkeypatch.setattr(MlflowClient, "search_runs", counted)
+    assert make().sync(status.read(cells, store))
+    assert len(asked) == 3
+    monkeypatch.undo()
+    assert len(runs(client)) == 5
