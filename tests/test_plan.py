@@ -89,9 +89,10 @@ def test_a_source_that_is_another_set_is_an_axis_and_what_none_has_not_seen_is_n
 
 
 @pytest.mark.parametrize("sources", [["same", "phantom/lesions"], ["phantom/lesions", "same"]])
-def test_every_source_is_asked_what_it_cannot_do(tmp_path, sources):
-    """What is near may be a stranger to the one source, and the other itself."""
-    strangers = ("ood", {"near": "phantom/lesions"})
+@pytest.mark.parametrize("near", ["phantom/lesions", "phantom/xray+lesions"])
+def test_every_source_is_asked_what_it_cannot_do(tmp_path, sources, near):
+    """What is near may be a stranger to the one source, and the other itself, or hold it."""
+    strangers = ("ood", {"near": near})
     asked = grid(target="phantom/lesions-elsewhere", source=sources, eval=strangers)
     (problem,) = plan.make(asked, Store(tmp_path), None).problems
     assert "nothing to tell from phantom/lesions-elsewhere and phantom/lesions: name" in problem
@@ -125,6 +126,14 @@ def test_a_target_that_is_always_the_encoders_own_is_no_axis():
         ),
         ({"eval": ["knn", "ood"]}, "ood has nothing to tell from phantom/cells: name sets in near"),
         ({"eval": ("ood", {"far": "phantom/cells"})}, "ood has nothing to tell from phantom/cells"),
+        (
+            {"eval": ("ood", {"near": "phantom/cells+xray"})},
+            "ood has nothing to tell from phantom/cells: name sets",
+        ),
+        (
+            {"eval": ("ood", {"near": "phantom/cells+xray", "far": "phantom/organs+cells"})},
+            "ood has nothing to tell from phantom/cells: name sets",
+        ),
         (
             {"eval": ("ood", {"far": ["phantom/xray", "phantom/organs"], "near": "phantom/xray"})},
             "ood has phantom/xray in far and in near: leave it in one of them",

@@ -5,6 +5,7 @@ import json
 import re
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -877,6 +878,33 @@ def test_rows_of_every_target_say_what_was_labelled(tmp_path, eval):
     assert {r["target"] for r in rows if r["scarce"]} == {HOME, AWAY}
 
 
+@pytest.mark.parametrize(
+    ("eval", "module", "judge"),
+    [("linear_probe", linear_probe, "judge"), (QUICK_TUNE, finetune, "judged")],
+    ids=["linear_probe", "finetune"],
+)
+def test_what_was_labelled_is_said_though_the_target_failed_that_came_first(
+    tmp_path, monkeypatch, eval, module, judge
+):
+    store, real = Store(tmp_path), getattr(module, judge)
+    fails = iter([True])
+
+    def once(*given):
+        if next(fails, False):
+            raise OSError("stale file handle")
+        yield from real(*given)
+
+    monkeypatch.setattr(module, judge, once)
+    grid = {"method": "none", "source": HOME, "target": [HOME, AWAY], "eval": eval}
+    cells = sweep(**grid, label_fraction=[], shots=481).cells()
+    with pytest.raises(OSError, match="stale"):
+        trial.run(cells, store, HERE)
+    assert [cell.target for cell in results.missing(cells, store)] == [HOME]
+    trial.run(results.missing(cells, store), store, HERE)
+    told = {(r["target"], r["labelled"], r["scarce"]) for r in results.table(store).to_pylist()}
+    assert told == {(target, 961, "class 1 has 480") for target in (HOME, AWAY)}
+
+
 @pytest.mark.parametrize("method", ["none", "simclr"])
 def test_what_was_learned_is_learned_once_for_all_targets(tmp_path, monkeypatch, method):
     """Of none, which has no set of its own, too: its encoder is the one of the source."""
@@ -926,6 +954,13 @@ def dies_after(saves: int, monkeypatch) -> list[str]:
     return saved
 
 
+def updates_of(monkeypatch) -> list[int]:
+    """An entry for each update of a fit from now on."""
+    updates, real = [], _training.look
+    monkeypatch.setattr(_training, "look", lambda *a: updates.append(1) or real(*a))
+    return updates
+
+
 def test_a_killed_fine_tuning_goes_on_and_leaves_nothing_behind(tmp_path, monkeypatch):
     """Each share of the labels from its own checkpoint, and one for all targets of a source."""
     calm, store = Store(tmp_path / "calm"), Store(tmp_path / "killed")
@@ -938,8 +973,7 @@ def test_a_killed_fine_tuning_goes_on_and_leaves_nothing_behind(tmp_path, monkey
         with pytest.raises(Killed):
             trial.run(cells, store, often)
     assert len(set(saved)) == 1
-    updates, real = [], _training.look
-    monkeypatch.setattr(_training, "look", lambda *a: updates.append(1) or real(*a))
+    updates = updates_of(monkeypatch)
     trial.run(cells, store, often)
     rows = [results.table(of, cells) for of in (calm, store)]
     assert len(rows[0]) > 4
@@ -959,8 +993,7 @@ def test_a_killed_supervised_init_goes_on(tmp_path, monkeypatch):
         dies_after(2, patch)
         with pytest.raises(Killed):
             trial.make(spec, store, replace(HERE, checkpoint_s=0))
-    updates, real = [], _training.look
-    monkeypatch.setattr(_training, "look", lambda *a: updates.append(1) or real(*a))
+    updates = updates_of(monkeypatch)
     trial.make(spec, store, HERE)
     name = f"encoders/{spec.id}.safetensors"
     one, other = (safetensors.torch.load(of.read(name)) for of in (calm, store))
@@ -969,6 +1002,108 @@ def test_a_killed_supervised_init_goes_on(tmp_path, monkeypatch):
     again = len(updates)
     trial.make(spec, Store(tmp_path / "other"), HERE)
     assert len(updates) - again == again + 2
+
+
+def rows_of(store: Store, cells) -> list[tuple]:
+    rows = results.table(store, cells).to_pylist()
+    return sorted((r["cell"], r["metric"], r["value"]) for r in rows)
+
+
+def test_a_fit_is_kept_until_its_last_target_is_judged(tmp_path, monkeypatch):
+    calm, store = Store(tmp_path / "calm"), Store(tmp_path / "left")
+    grid = {"method": "none", "eval": QUICK_TUNE, "source": HOME, "target": [HOME, AWAY]}
+    cells = sweep(**grid, label_fraction=0.1).cells()
+    trial.run(cells, calm, HERE)
+    judged = lambda: bool(store.names("rows", ".parquet"))  # noqa: E731
+    with pytest.raises(Preempted, match="between two evaluations"):
+        trial.run(cells, store, replace(HERE, checkpoint_s=0, leave=judged))
+    (rest,) = results.missing(cells, store)
+    updates = updates_of(monkeypatch)
+    trial.run([rest], store, HERE)
+    assert len(updates) == 1
+    assert rows_of(store, cells) == rows_of(calm, cells)
+    assert not store.names("checkpoints", ".pt")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"label_fraction": [0.01, 0.1]},
+        {"label_fraction": 1.0, "shots": 3},
+        {"label_fraction": 0.1, "subset_seed": [0, 1]},
+    ],
+    ids=lambda labels: list(labels)[-1],
+)
+def test_a_fit_goes_on_from_no_other_labels(tmp_path, monkeypatch, labels):
+    calm, store = Store(tmp_path / "calm"), Store(tmp_path / "killed")
+    cells = sweep(method="none", eval=QUICK_TUNE, **labels).cells()
+    trial.run(cells, calm, HERE)
+    first, other = sorted(cells, key=lambda cell: -cell.shots)
+    with monkeypatch.context() as patch:
+        dies_after(3, patch)
+        with pytest.raises(Killed):
+            trial.run([first], store, replace(HERE, checkpoint_s=0))
+    trial.run([other], store, HERE)
+    assert len(store.names("checkpoints", ".pt")) == 1
+    updates = updates_of(monkeypatch)
+    trial.run([first], store, HERE)
+    assert len(updates) == 1
+    assert rows_of(store, cells) == rows_of(calm, cells)
+
+
+def test_a_fit_goes_on_from_no_other_encoders(tmp_path, monkeypatch):
+    """The id is the same, the file is not: its own was lost, and it was made again elsewhere."""
+    calm, store = Store(tmp_path / "calm"), Store(tmp_path / "killed")
+    cells = sweep(method="none", eval=QUICK_TUNE, label_fraction=0.1).cells()
+    with monkeypatch.context() as patch:
+        dies_after(3, patch)
+        with pytest.raises(Killed):
+            trial.run(cells, store, replace(HERE, checkpoint_s=0))
+    name = f"encoders/{cells[0].encoder.id}.safetensors"
+    content = store.read(name)
+    header = {"medssl": json.dumps(trial._about(content))}
+    other = {k: v * 1.1 for k, v in safetensors.torch.load(content).items()}
+    for each in (calm, store):
+        each.write(name, safetensors.torch.save(other, header))
+        trial.run(cells, each, HERE)
+    assert rows_of(store, cells) == rows_of(calm, cells)
+
+
+def dies_after_s(seconds: float, saves: int, monkeypatch) -> None:
+    """The attempt is killed at a save, and its fit had been going on for so long."""
+    dies_after(saves, monkeypatch)
+    passed = iter([0.0])
+    clock = SimpleNamespace(monotonic=lambda: next(passed, seconds))
+    monkeypatch.setattr(_training, "time", clock)
+
+
+def test_the_seconds_of_a_fine_tuning_are_those_of_all_its_attempts(tmp_path, monkeypatch):
+    """Those of the target that learned it: the other's are its own."""
+    store, often = Store(tmp_path), replace(HERE, checkpoint_s=0)
+    grid = {"method": "none", "eval": QUICK_TUNE, "source": HOME, "target": [HOME, AWAY]}
+    cells = sweep(**grid, label_fraction=0.1).cells()
+    for seconds, saves in ((1000, 2), (5000, 1)):
+        with monkeypatch.context() as patch:
+            dies_after_s(seconds, saves, patch)
+            with pytest.raises(Killed):
+                trial.run(cells, store, often)
+    trial.run(cells, store, HERE)
+    took = {r["target"]: r["eval_s"] for r in results.table(store, cells).to_pylist()}
+    assert 6000 < took[HOME] < 6500
+    assert took[AWAY] < 500
+
+
+def test_the_seconds_of_a_supervised_init_are_those_of_all_its_attempts(tmp_path, monkeypatch):
+    spec = replace(parent(sweep(init="supervised:phantom/xray").cells()[0].encoder), recipe=QUICK)
+    store, often = Store(tmp_path), replace(HERE, checkpoint_s=0)
+    for seconds, saves in ((1000, 2), (5000, 1)):
+        with monkeypatch.context() as patch:
+            dies_after_s(seconds, saves, patch)
+            with pytest.raises(Killed):
+                trial.make(spec, store, often)
+    trial.make(spec, store, HERE)
+    about = trial._about(store.read(f"encoders/{spec.id}.safetensors"))
+    assert 6000 < about["pretrain_s"] < 6500
 
 
 def test_the_twins_that_count_are_those_in_what_was_learned_from(tmp_path, monkeypatch):

@@ -75,6 +75,14 @@ def test_classes_that_have_fewer_images_are_told(one_hot):
     assert scarce(one_hot, 9) == "class 4 has 8, class 5 has 1, class 6 has 1"
 
 
+def test_images_without_any_label_are_told_like_a_class_where_there_are_some():
+    t_NK = np.float32([[1, 0]] * 5 + [[0, 1]] * 3 + [[1, 1]] + [[0, 0]] * 2)
+    assert scarce(t_NK, 2) == ""
+    assert scarce(t_NK, 3) == "no label at all has 2"
+    assert scarce(t_NK, 5) == "class 1 has 4, no label at all has 2"
+    assert scarce(t_NK[:9], 5) == "class 1 has 4"
+
+
 def test_shots_of_many_labels_hold_at_least_so_many_of_each(multi_hot):
     kept = shots(multi_hot, 5, seed=0)
     assert len(kept) == len(set(kept)) <= 5 * 7

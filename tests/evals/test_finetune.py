@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_every_eval import patterns, subject_of
+from test_every_eval import Encoder, patterns, subject_of
+from torch import nn
 
 from medssl._files import Checkpoint
 from medssl.evals import _training, finetune
@@ -103,6 +104,39 @@ class Killed(BaseException):
     """As sudden as a signal."""
 
 
+def kept_while_fitted(fitted, kills) -> tuple[int, int]:
+    """How often `fitted`, of a checkpoint, saved, and which update was best; after a kill at any
+    save of `kills` it ends bitwise as without."""
+    held: list = [None]
+
+    def seeded(checkpoint):
+        torch.manual_seed(len(held))  # another process has another global state
+        return fitted(checkpoint)
+
+    calm, best = seeded(None)
+    seeded(Checkpoint(lambda: None, held.append, 0))
+    saves = len(held) - 1
+    for kill in kills:
+        held[:] = [None]
+
+        def save(state, kill=kill):
+            held.append(state)
+            if len(held) > kill:
+                raise Killed
+
+        with pytest.raises(Killed):
+            seeded(Checkpoint(lambda: None, save, 0))
+        model, again = seeded(Checkpoint(lambda: held[-1], held.append, 0))
+        assert again == best
+        assert alike(calm, model)
+    return saves, best
+
+
+def alike(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("frozen", [0.0, 0.4])
 def test_a_fit_that_is_killed_anywhere_ends_bitwise_as_one_that_is_not(frozen):
     """Frozen at first, an encoder has no moments yet when the state is kept."""
@@ -112,28 +146,55 @@ def test_a_fit_that_is_killed_anywhere_ends_bitwise_as_one_that_is_not(frozen):
     def fitted(checkpoint):
         subject = subject_of(splits, "binary-class")
         subject.checkpoint = checkpoint
-        torch.manual_seed(len(held))  # another process has another global state
         return _training.fit(subject, config)
 
-    held: list = [None]
-    calm, best = fitted(None)
-    fitted(Checkpoint(lambda: None, held.append, 0))
-    states = held[1:]
-    assert len(states) == 9  # after each update but the last
-    for kill in (1, 4, 7, 9):
-        held[:] = [None]
+    saves, _ = kept_while_fitted(fitted, kills=(1, 4, 7, 9))
+    assert saves == 9  # after each update but the last
 
-        def save(state, kill=kill):
-            held.append(state)
-            if len(held) > kill:
-                raise Killed
 
-        with pytest.raises(Killed):
-            fitted(Checkpoint(lambda: None, save, 0))
-        model, again = fitted(Checkpoint(lambda: held[-1], held.append, 0))
-        assert again == best
-        for a, b in zip(calm.state_dict().values(), model.state_dict().values(), strict=True):
-            assert torch.equal(a, b)
+def test_a_look_that_was_best_before_the_kill_stays_the_best():
+    """The more is learned, the worse are wrong labels met."""
+    splits = patterns(2, many=False, shuffled=False)
+    val = splits["val"]
+    splits["val"] = replace(val, t_NK=val.t_NK[:, ::-1].copy())
+
+    def fitted(checkpoint):
+        subject = subject_of(splits, "binary-class")
+        subject.checkpoint = checkpoint
+        return _training.fit(subject, replace(QUICK, batch_size=100, looks=5))
+
+    _, best = kept_while_fitted(fitted, kills=(2, 3, 6))
+    assert best == 2
+
+
+class Dropping(Encoder):
+    def __init__(self):
+        super().__init__()
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x_BCHW):
+        return self.drop(super().forward(x_BCHW))
+
+
+def dropped(checkpoint=None) -> tuple[nn.Module, int]:
+    subject = subject_of(patterns(2, many=False, shuffled=False), "binary-class")
+    subject.encoder, subject.checkpoint = Dropping, checkpoint
+    return _training.fit(subject, replace(QUICK, batch_size=100))
+
+
+def test_dropout_is_the_same_after_a_kill():
+    kept_while_fitted(dropped, kills=(1, 6))
+
+
+def test_dice_of_a_fit_are_its_seeds_and_no_one_elses_are_moved():
+    found, after = [], []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        found.append(dropped()[0])
+        after.append(torch.equal(torch.get_rng_state(), before))
+    assert alike(*found)
+    assert after == [True, True]
 
 
 def test_the_published_recipe_is_a_sweep():

@@ -345,6 +345,16 @@ def test_a_set_that_shares_a_member_with_the_target_is_no_stranger():
     assert sets == {"", "b/same", "near"}
 
 
+def test_what_holds_the_source_is_no_stranger_either():
+    held = world()
+    held |= {("c/1", split): held["a/1", split] for split in ("train", "val")}
+    load = lambda dataset, split, source: held[dataset, split]  # noqa: E731
+    subject = Judged(lambda: None, load, "a/1", "multi-class", source="c/1")
+    config = ood.Config(near=("c/1+2", "b/same"), far=("c/1", "a/1+2"))
+    sets = {name.partition(":")[2] for name in dict(ood.evaluate(subject, config))}
+    assert sets == {"", "b/same", "near"}
+
+
 def test_scores_without_labels_do_not_change_with_them(found):
     held = world()
     x_ND, t_NK = held["a/1", "train"]

@@ -148,6 +148,14 @@ def test_every_task_has_errors_that_grow(task):
     assert noisy[0] >= noisy[-1]
 
 
+@pytest.mark.parametrize("value", [0, 1])
+def test_labels_that_all_test_images_have_or_none_give_no_number(value):
+    splits = lit(n=20)
+    one = np.full_like(splits["test"].t_NK, value)
+    splits["test"] = replace(splits["test"], t_NK=one)
+    assert measured(subject_of(splits, "multi-label, binary-class"), corruptions="jpeg") == {}
+
+
 def test_unchanged_images_have_the_features_of_the_others(tiny_encoder):
     """To the last bit: the same chunks, normalisation and precision."""
     encoder, splits = tiny_encoder(), lit(channels=3)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from medssl import metrics
 from medssl.evals import Features, _heads, sgd_probe
 from medssl.evals._heads import Setting
 from medssl.features import Judged
@@ -220,6 +221,21 @@ def test_every_head_is_told_and_their_mean_and_its_interval():
     alone = told(held, "two classes", heads=1)
     assert "auroc_t95" not in alone
     assert alone["auroc"] == alone["auroc:head 0"]
+
+
+@pytest.mark.parametrize(("seed", "without"), [(0, 1), (15, 0)])
+def test_what_one_head_has_no_number_of_is_left_out(seed, without, monkeypatch):
+    """No temperature suits a head that is always right on validation."""
+    kind, found, real = "many labels", [], metrics.temperature
+    held = splits(kind, noise=1.0)
+    held["val"] = Features(*(whole[:20] for whole in held["val"]))
+    monkeypatch.setattr(metrics, "temperature", lambda *a: found.append(real(*a)) or found[-1])
+    names = set(told(held, kind, fraction=0.05, seed=seed, epochs=3))
+    assert [head for head, warmth in enumerate(found) if warmth is None] == [without]
+    monkeypatch.setattr(metrics, "temperature", lambda *_: 2.0)
+    every = set(told(held, kind, fraction=0.05, seed=seed, epochs=3))
+    assert every - names == {"temperature", "ece_scaled", "brier_scaled", "log_loss_scaled"}
+    assert names < every
 
 
 def test_dice_are_the_seeds_and_nobody_elses():

@@ -112,6 +112,16 @@ def test_a_share_is_of_the_images_that_were_labelled(tmp_path):
     assert last(swept).partition(" [")[0] == "6.1 %"  # (11 * 30) ** 0.5 of 300
 
 
+@pytest.mark.parametrize("unsaid", [0.01, 0.1, 1.0])
+def test_where_any_row_does_not_say_what_was_labelled_shares_are_as_asked(tmp_path, unsaid):
+    """A row of before among others: a share as it was asked for may lie below a smaller one."""
+    more = {0.01: 20, 0.1: 24, 1.0: 120}
+    said = {fraction: count for fraction, count in more.items() if fraction != unsaid}
+    curves = {"none": NONE, "simclr": curve(0.6, 0.7, 0.9)}
+    assert last(made(tmp_path, curves, labelled=said)) == "32 %"
+    assert last(made(tmp_path, curves, labelled=more)) == "45 %"
+
+
 def test_the_baselines_own_line_says_what_it_could_do_without(tmp_path):
     for values, expected in (((0.5, 0.6, 0.8), "100 %"), ((0.5, 0.8, 0.8), "10 %")):
         swept = made(tmp_path, {"none": curve(*values), "simclr": NONE})

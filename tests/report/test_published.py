@@ -139,6 +139,23 @@ def test_a_line_for_each_published_number_of_the_set_with_all_labels(swept, tmp_
     assert lines[1][6] == "no"
 
 
+def test_an_auroc_that_is_of_no_classifier_is_not_beside_a_published_one(swept, tmp_path):
+    file, store = tmp_path / "both.py", Store(tmp_path / "kept")
+    strangers = '("ood", {"far": "medmnist/pneumoniamnist"})'
+    file.write_text(FILE.replace('eval="knn"', f'eval=["knn", {strangers}]'))
+    cells = plan.load(file).cells()
+    for cell in cells:
+        values = {"knn": {"auroc": 0.25, "accuracy": 0.5}, "ood": {"auroc": 0.75}}[cell.eval]
+        results.save(store, cell, values, {}, {"task": "binary-class"})
+    code, lines, out = compared((file, store, cells), tmp_path, LONG)
+    assert code == 0, out
+    assert {line[4] for line in lines} == {"0.250 ± 0.000", "0.500 ± 0.000"}
+    assert "ood" not in out
+    code, _, out = compared((file, store, cells), tmp_path, LONG, "--eval", "ood")
+    assert code == 2
+    assert "nothing to compare" in out
+
+
 def test_one_model_alone_and_percents_at_the_size_of_the_sweep(swept, tmp_path):
     _, lines, _ = compared(swept, tmp_path, LONG, "--model", "resnet50_28")
     assert {line[2] for line in lines} == {"resnet50_28"}
