@@ -145,7 +145,7 @@ class Queue:
         now: Callable[[], float] = time.monotonic,
     ):
         self._parents, self._budget_s, self._now = parents, budget_s, now
-        self._expected_s = {id: 0.0 if id in unknown else s for id, s in seconds.items()}
+        self._expected_s = dict(seconds) | dict.fromkeys(unknown, 0.0)
         children = defaultdict(list)
         for child, above in parents.items():
             children[above].append(child)
@@ -154,22 +154,21 @@ class Queue:
             return seconds[id] + max(map(chain, children[id]), default=0.0)
 
         self.left = sorted(seconds, key=chain, reverse=True)
-        self._sure = {id for id in seconds if id not in unknown}
+        self._sure = seconds.keys() - set(unknown)
         self._began: dict[str, float] = {}
-        self._failed: set[str] = set()
+        self._unmade = set(seconds)  # those that failed stay in it
         self.spent_s = 0.0
         self._compared: list[tuple[float, float]] = []  # seconds it took, and that were expected
 
     def next(self):
         """The id of a trial; None while all wait for a parent that runs; END."""
-        unmade = {*self.left, *self._began}
-        ready = [id for id in self.left if self._parents.get(id) not in unmade | self._failed]
         now, expected_s = self._now(), self._expected_s
         running_s = sum(max(expected_s[id], now - at) for id, at in self._began.items())
         free_s = self._budget_s - self.spent_s - running_s
-        for id in ready:
-            if max(expected_s[id], 1e-9) <= free_s:
-                self.left.remove(id)
+        for place, id in enumerate(self.left):
+            waits = self._parents.get(id) in self._unmade
+            if not waits and max(expected_s[id], 1e-9) <= free_s:
+                del self.left[place]
                 self._began[id] = now
                 return id
         return None if self._began and self.left else self.END
@@ -177,9 +176,9 @@ class Queue:
     def ended(self, id: str, ok: bool) -> None:
         took_s = self._now() - self._began.pop(id)
         self.spent_s += took_s
-        if not ok:
-            self._failed.add(id)
-        elif id in self._sure:
+        if ok:
+            self._unmade.remove(id)
+        if ok and id in self._sure:
             self._compared.append((took_s, self._expected_s[id]))
 
     def told(self, gpu: float) -> str:

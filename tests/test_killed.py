@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import Runs
+from runs import Runs, ended
 
 from medssl import results
 
@@ -39,11 +39,9 @@ def test_whatever_is_killed_or_spoilt_it_ends_as_if_undisturbed(tmp_path):
         time.sleep(dice.uniform(0, 3))
         done[kind] += _disturbed(kind, runs, process, working, dice)
         if kind != "worker":  # whose trial Tune starts again
-            process.kill()
-            process.communicate()
+            ended(process, at_once=True)
         began = time.time()
-    process.kill()
-    process.communicate()
+    ended(process, at_once=True)
     code, out = runs.run()
     assert code == 0, out
     assert sum(done.values()) >= FAULTS - 1, done
