@@ -4,16 +4,19 @@
 
 An encoder's time is in proportion to its epochs and images, and no other rule is trusted: pace is
 taken from encoders of the same method, backbone, size and views, else of another method, by what
-the methods' files say that they cost; else there is none, and what is unknown is counted apart. A
-store that has seen several devices is asked about the one it saw last.
+the methods' files say that they cost; an evaluation's from the same one of the same target. Else
+there is none, and what is unknown is counted apart: so are supervised inits, which leave no rows. A
+store that has seen several devices is asked about the one that it saw last.
 """
 
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import median
+from typing import NamedTuple
 
 from medssl import datasets, registry, results
 from medssl.spec import NONE, SUPERVISED, Cell, EncoderSpec
@@ -21,8 +24,8 @@ from medssl.store import Store
 
 INF = float("inf")
 ASKED = "encoder", "method", "dataset", "backbone", "image_size", "views", "epochs", "train_images"
-ASKED_CELL = "eval", "settings", "target", "label_fraction", "shots"
-TOLD = "pretrain_s", "eval_s", "encoder_device", "device", "finished_at"
+ASKED_CELL = "eval", "settings", "target", "source", "label_fraction", "shots"
+TOLD = "pretrain_s", "eval_s", "encoder_device", "device", "finished_at", "notes"
 
 
 class Costs:
@@ -31,17 +34,22 @@ class Costs:
     def __init__(self, rows: Sequence[Mapping]):
         """`rows`: one of each cell."""
         rows = [row for row in rows if row["finished_at"] is not None]
-        self.device = max(rows, key=lambda row: row["finished_at"])["device"] if rows else ""
+        rows.sort(key=itemgetter("finished_at"))
+        judged = [row for row in rows if row["eval_s"] is not None]
+        made = [
+            row for row in rows if row["pretrain_s"] and "ended after" not in (row["notes"] or "")
+        ]
+        self.device = judged[-1]["device"] if judged else ""
+        self.encoder_device = made[-1]["encoder_device"] if made else ""
         self._pace: dict[tuple, list[float]] = defaultdict(list)
         self._eval_s: dict[tuple, list[float]] = defaultdict(list)
-        encoders = {row["encoder"]: row for row in rows if row["encoder_device"] == self.device}
-        for row in encoders.values():
-            done = _passes(row)
-            if done and row["pretrain_s"]:
+        for row in {row["encoder"]: row for row in made}.values():
+            if row["encoder_device"] == self.encoder_device and (passes := _passes(row)):
                 for key in _kinds(row):
-                    self._pace[key].append(row["pretrain_s"] / done / _per_view(row["method"], key))
-        for row in rows:
-            if row["device"] == self.device and row["eval_s"] is not None:
+                    per_view = _per_view(row["method"], key)
+                    self._pace[key].append(row["pretrain_s"] / passes / per_view)
+        for row in judged:
+            if row["device"] == self.device:
                 for key in _asked(row):
                     self._eval_s[key].append(row["eval_s"])
 
@@ -49,6 +57,8 @@ class Costs:
         """Seconds of making it; None where nothing like it has been made."""
         if spec.method == NONE:
             return 0.0
+        if spec.method == SUPERVISED:
+            return None
         of = {name: getattr(spec, name, None) for name in ASKED}
         if not (passes := _passes(of)):
             return None
@@ -83,14 +93,22 @@ class Estimate:
         """A line for people; "" where nothing is known."""
         if not self.known_s:
             return ""
-        by, unit = (gpu, "GPU-hours") if gpu else (1, "hours")
-        text = f"about {_hours(self.known_s * by)} {unit} of {self.device}, by what this store has "
+        by = gpu or 1
+        text = f"about {_time(self.known_s * by, gpu)} of {self.device}, by what this store has "
         text += "measured"
         if price is not None:
             text += f": {price * by * self.known_s / 3600:,.2f} at {price:g} an hour"
-        left = [f"{self.unknown} encoders"] * bool(self.unknown)
-        left += [f"{self.unjudged} cells"] * bool(self.unjudged)
+        counts = {"encoder": self.unknown, "cell": self.unjudged}
+        left = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count]
         return text + (f"; without {' and '.join(left)}, of which it knows no like" if left else "")
+
+
+class Weight(NamedTuple):
+    """Of a trial."""
+
+    order_s: float  # to order trials by: rough, where not all is known
+    known_s: float  # of what is known of it
+    sure: bool  # that this is all of it
 
 
 def of_store(store: Store) -> Costs:
@@ -110,64 +128,63 @@ def estimate(cells: Iterable[Cell], to_make: Iterable[EncoderSpec], costs: Costs
     of_encoders = [costs.encoder_s(spec) for spec in to_make]
     of_cells = [costs.cell_s(cell) for cell in cells]
     known = [s for s in (*of_encoders, *of_cells) if s is not None]
-    return Estimate(sum(known), of_encoders.count(None), of_cells.count(None), costs.device)
+    where = costs.encoder_device if any(of_encoders) else costs.device
+    return Estimate(sum(known), of_encoders.count(None), of_cells.count(None), where)
 
 
-def weight(
-    cells: Sequence[Cell], spec: EncoderSpec, lacks: bool, costs: Costs
-) -> tuple[bool, float]:
-    """Seconds of a trial, its encoder included where the store `lacks` it. False, and what is good
-    enough to order trials by (epochs times images times pixels), where nothing is known."""
+def weight(cells: Sequence[Cell], spec: EncoderSpec, lacks: bool, costs: Costs) -> Weight:
+    """Of judging the cells, and of making their encoder where the store `lacks` it.
+
+    Where nothing is known, epochs times images times pixels order trials.
+    """
     parts = [costs.encoder_s(spec)] * lacks + [costs.cell_s(cell) for cell in cells]
-    if None not in parts:
-        return True, sum(parts)
+    known_s, sure = sum(s or 0.0 for s in parts), None not in parts
+    if sure:
+        return Weight(known_s, known_s, sure)
     passes = (_passes({name: getattr(spec, name, None) for name in ASKED}) or 0) * lacks
-    rough = 1e-8 * spec.image_size**2 * passes * _per_view(spec.method, ())
-    return False, rough + sum(s or 0 for s in parts)
+    rough_s = 1e-8 * spec.image_size**2 * passes * _per_view(spec.method, ())
+    return Weight(rough_s + known_s, known_s, sure)
 
 
 class Queue:
     """Which trial is next: the head of the longest chain of what waits for one another.
 
-    A trial whose parent failed is never next. With a budget of slot-seconds, one that would exceed
-    it is passed over, and one of unknown length is begun while any of it is left; `left` is what
-    was not begun.
+    A trial whose parent failed is never next. With a budget of slot-seconds, one of which enough is
+    known to exceed it is passed over, and none is begun once it is spent; `left` is what was not.
     """
 
     END = object()
 
     def __init__(
         self,
-        seconds: Mapping[str, float],
+        weights: Mapping[str, Weight],
         parents: Mapping[str, str],
-        unknown: Collection[str] = (),
         budget_s: float = INF,
         now: Callable[[], float] = time.monotonic,
     ):
         self._parents, self._budget_s, self._now = parents, budget_s, now
-        self._expected_s = dict(seconds) | dict.fromkeys(unknown, 0.0)
+        self._weights = weights
         children = defaultdict(list)
         for child, above in parents.items():
             children[above].append(child)
 
         def chain(id: str) -> float:
-            return seconds[id] + max(map(chain, children[id]), default=0.0)
+            return weights[id].order_s + max(map(chain, children[id]), default=0.0)
 
-        self.left = sorted(seconds, key=chain, reverse=True)
-        self._sure = seconds.keys() - set(unknown)
+        self.left = sorted(weights, key=chain, reverse=True)
         self._began: dict[str, float] = {}
-        self._unmade = set(seconds)  # those that failed stay in it
+        self._unmade = set(weights)  # those that failed stay in it
         self.spent_s = 0.0
         self._compared: list[tuple[float, float]] = []  # seconds it took, and that were expected
 
     def next(self):
         """The id of a trial; None while all wait for a parent that runs; END."""
-        now, expected_s = self._now(), self._expected_s
-        running_s = sum(max(expected_s[id], now - at) for id, at in self._began.items())
+        now, weights = self._now(), self._weights
+        running_s = sum(max(weights[id].known_s, now - at) for id, at in self._began.items())
         free_s = self._budget_s - self.spent_s - running_s
         for place, id in enumerate(self.left):
             waits = self._parents.get(id) in self._unmade
-            if not waits and max(expected_s[id], 1e-9) <= free_s:
+            if not waits and max(weights[id].known_s, 1e-9) <= free_s:
                 del self.left[place]
                 self._began[id] = now
                 return id
@@ -178,23 +195,28 @@ class Queue:
         self.spent_s += took_s
         if ok:
             self._unmade.remove(id)
-        if ok and id in self._sure:
-            self._compared.append((took_s, self._expected_s[id]))
+        if ok and self._weights[id].sure:
+            self._compared.append((took_s, self._weights[id].known_s))
 
     def told(self, gpu: float) -> str:
         """What was spent, and whether it was as expected."""
-        by, unit = (gpu, "GPU-hours") if gpu else (1, "hours")
-        text = f"{_hours(self.spent_s * by)} {unit} in trials"
+        by = gpu or 1
+        text = f"{_time(self.spent_s * by, gpu)} in trials"
         if self._compared:
             took_s, expected_s = map(sum, zip(*self._compared, strict=True))
-            text += f"; {len(self._compared)} of them took {_hours(took_s * by)}, where "
-            text += f"{_hours(expected_s * by)} were expected"
+            text += f"; {len(self._compared)} of them took {_time(took_s * by, gpu)}, where "
+            text += f"{_time(expected_s * by, gpu)} were expected"
         return text
 
 
-def _hours(seconds: float) -> str:
-    hours = seconds / 3600
-    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+def _time(seconds: float, gpu: float) -> str:
+    """90 -> "2 GPU-minutes", without a GPU "2 minutes"; rough on purpose."""
+    unit, of = "GPU-" if gpu else "", seconds
+    for name, each in (("seconds", 60), ("minutes", 60)):
+        if of < 90:
+            return f"{of:.0f} {unit}{name}"
+        of /= each
+    return (f"{of:.2g}" if of < 10 else f"{of:,.0f}") + f" {unit}hours"
 
 
 def _passes(of: Mapping) -> float | None:
@@ -207,8 +229,6 @@ def _passes(of: Mapping) -> float | None:
 def _kinds(of: Mapping) -> list[tuple]:
     """Keys of what is like it, the most alike first."""
     own = of["backbone"], of["image_size"]
-    if of["method"] == SUPERVISED:
-        return [(SUPERVISED, *own)]
     return [(*own, of["method"], of["views"]), (*own, of["method"]), own]
 
 
@@ -222,11 +242,6 @@ def _per_view(method: str, key: tuple) -> float:
 def _asked(of: Mapping) -> list[tuple]:
     asked = of["settings"]  # JSON in a row
     settings = asked if isinstance(asked, str) else json.dumps(dict(asked))
-    judged = of["eval"], of["backbone"], of["image_size"]
-    known = of["label_fraction"], of["shots"]
-    return [
-        (*judged, settings, of["target"], *known),
-        (*judged, settings, of["target"]),
-        (*judged, settings),
-        judged,
-    ]
+    same = of["source"] in (None, of["target"])  # whose fit it does not share
+    judged = of["eval"], settings, of["backbone"], of["image_size"], of["target"], same
+    return [(*judged, of["label_fraction"], of["shots"]), judged]

@@ -159,7 +159,7 @@ def _collected(store: Store, cells: Iterable[Cell] | None) -> tuple[pa.Table, di
             except ValueError as why:
                 broken[name] = str(why)
     rows = pa.concat_tables(parts).combine_chunks()
-    if len(parts) > FEW:
+    if not few and len(parts) > FEW:
         with contextlib.suppress(OSError):  # a store to read from alone
             _keep(store, rows, stamps)
     return _of(rows, wanted), broken
@@ -168,7 +168,10 @@ def _collected(store: Store, cells: Iterable[Cell] | None) -> tuple[pa.Table, di
 def _kept(store: Store) -> tuple[pa.Table, dict[str, str]]:
     """What rows.parquet holds, and the stamps of the files that it was made of."""
     try:
-        rows = _read(store.read(KEPT) or b"")
+        content = store.read(KEPT) or b""
+        rows = _read(content)
+        if not pq.read_schema(pa.BufferReader(content)).equals(ROW):
+            return _none(), {}  # another version's, which may have dropped what it did not know
         return rows, json.loads(rows.schema.metadata[b"medssl.stamps"])
     except (ValueError, TypeError, KeyError):  # broken, of another version, or not there
         return _none(), {}

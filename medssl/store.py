@@ -3,6 +3,7 @@
     encoders/ID.safetensors   features/ID/IMAGES-SPLIT-ENCODER.safetensors   checkpoints/ID[-FIT].pt
     rows/CELL.parquet         predictions/CELL.parquet            progress/ID.json   logs/ID.log
     inits/NAME.sha256         which file was meant by the name of an init, see weights.py
+    rows.parquet   audits/SPLITS.json   drivers/SWEEP.json   see results.py, audit.py, alone.py
 
 A file appears whole or not at all: in a folder it is written beside its name, forced to disk, then
 renamed; in a bucket it is there once its upload has ended. Two processes that write the same name
@@ -14,6 +15,7 @@ import contextlib
 import hashlib
 import os
 import time
+import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +25,8 @@ from medssl._files import cache, whole
 
 AWAY_S = 180  # seconds for which a sweep waits for a store that has gone away
 PAUSE_S = 15  # between two attempts at a store that does not answer, at most
+LASTING = FileExistsError, FileNotFoundError, PermissionError, NotADirectoryError
+PART = 5_000_000  # bytes, that pyarrow sends in one request
 BUCKETS = {"s3": "S3FileSystem", "gs": "GcsFileSystem"}  # of pyarrow.fs
 
 
@@ -89,14 +93,14 @@ class Store:
         return {f.removesuffix(suffix): stamp for f, stamp in found if _is(f, suffix)}
 
     def _asked(self, do: Callable, *asked):
-        until, pause_s = time.monotonic() + self.patience_s, 1.0
+        began, pause_s = time.monotonic(), 1.0
         while True:
             try:
                 return do(*asked)
-            except (FileExistsError, FileNotFoundError):
+            except LASTING:
                 raise
             except OSError:
-                if time.monotonic() + pause_s > until:
+                if time.monotonic() + pause_s > began + self.patience_s:  # as it is by now
                     raise
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, PAUSE_S)
@@ -194,9 +198,13 @@ class Bucket(Store):
     def _write(self, name: str, content: bytes, exclusive: bool) -> None:
         if exclusive and self._has(name):
             raise FileExistsError(f"{self.root}/{name}")
-        file = self._fs.open_output_stream(self._at(name), compression=None)
+        folder, _, last = name.rpartition("/")
+        draft = f"{folder}/.{last}.{uuid.uuid4().hex[:8]}.draft" if len(content) > PART else name
+        file = self._fs.open_output_stream(self._at(draft), compression=None)
         file.write(content)
-        file.close()  # not after an error: what has come by then would be the file
+        file.close()
+        if draft != name:  # pyarrow ends an upload that failed when its stream is collected
+            self._fs.move(self._at(draft), self._at(name))
 
     def _rename(self, name: str, to: str) -> None:
         try:

@@ -30,6 +30,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from medssl import results
+from medssl._files import Preempted
 from medssl.cost import INF, UNKNOWN, Costs, Queue, weight
 from medssl.plan import to_make
 from medssl.spec import SUPERVISED, Cell, EncoderSpec, Resources, parent
@@ -64,9 +65,10 @@ class Job:
     run: str  # of this driver
 
 
+_leave = threading.Event()  # on a worker: it has been asked to end
 _pending: collections.deque = collections.deque(maxlen=8)
 BUDGET = "not begun, for it would exceed the budget"
-ATTEMPTS = 100  # of a trial whose worker dies before it can count them itself
+ATTEMPTS = 20  # of a trial whose worker dies before it can count them itself
 
 Work = list[Cell] | EncoderSpec  # of a trial: cells to measure, or an encoder to make
 
@@ -124,8 +126,7 @@ def run(
         id: weight(todo.get(id, ()), _spec(each), id not in made, costs)
         for id, each in work.items()
     }
-    unknown = [id for id, (sure, _) in known.items() if not sure]
-    queue = Queue({id: s for id, (_, s) in known.items()}, parents, unknown, budget_s)
+    queue = Queue(known, parents, budget_s)
     found = {}
     with _ctrl_c(say) as asked, contextlib.suppress(KeyboardInterrupt):
         found = _fit(work, queue, job, slots)
@@ -133,10 +134,12 @@ def run(
         ray.shutdown()  # no trial goes on
         return {}
     say(queue.told(gpu))
-    why = {id: _ended(id, found, parents) for id in todo}
-    unseen = [id for id in todo if not why[id] and results.missing(todo[id], store)]
-    silent = [id for id in unseen if not _failed(found[id])]
-    return {id: text for id, text in why.items() if text} | dict.fromkeys(silent, _unseen(store))
+    lost = {id: why for id in todo if (why := _ended(id, found, parents))}
+    if budget_s < INF:
+        lost |= {id: BUDGET for id in todo if id not in found and id not in lost}
+    silent = [id for id in todo if id in found and id not in lost and not _failed(found[id])]
+    unseen = [id for id in silent if results.missing(todo[id], store)]
+    return lost | dict.fromkeys(unseen, _unseen(store))
 
 
 def _ended(id: str, found: dict, parents: dict[str, str]) -> str:
@@ -147,7 +150,7 @@ def _ended(id: str, found: dict, parents: dict[str, str]) -> str:
         why = _why(above.error) if above.error is not None else _failed(above)
         if why:
             return f"the encoder of its init was not made: {why} (logs/{parents[id]}.log)"
-    return BUDGET
+    return ""
 
 
 def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int) -> dict:
@@ -251,14 +254,16 @@ def _trial(config: dict, job: Job, work: list) -> None:
 
     `work` holds a reference to that of all trials, which a worker reads once.
     """
-    with _sigterm() as asked:
-        failed = _done(config["encoder"], job, work, asked.is_set)
+    if _leave.is_set():  # in an earlier trial, which had an end of its own
+        raise Preempted("before it began, with its worker")
+    with _sigterm():
+        failed = _done(config["encoder"], job, work)
     from ray import tune
 
     tune.report({"failed": failed})
 
 
-def _done(encoder: str, job: Job, work: list, leave: Callable[[], bool]) -> str:
+def _done(encoder: str, job: Job, work: list) -> str:
     """Does it; why it failed, or "". What a retry may mend is raised."""
     import torch
 
@@ -271,7 +276,7 @@ def _done(encoder: str, job: Job, work: list, leave: Callable[[], bool]) -> str:
     mine = _of_all(*work)[encoder]
     try:
         where = device.pick(gpu=job.gpu > 0)
-        attempts = {"run": job.run, "retries": job.resources.retries, "leave": leave}
+        attempts = {"run": job.run, "retries": job.resources.retries, "leave": _leave.is_set}
         here = trial.Here(where, job.data, job.code, job.resources.checkpoint_s, **attempts)
         if isinstance(mine, EncoderSpec):
             trial.make(mine, store, here)
@@ -292,16 +297,16 @@ def _of_all(work) -> dict[str, Work]:
 
 
 @contextlib.contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """Inside, SIGTERM sets the event; Ray's own handler would end the worker at once.
+def _sigterm() -> Iterator[None]:
+    """Inside, SIGTERM sets `_leave`; Ray's own handler would end the worker at once.
 
     Only the main thread may change handlers, and Tune runs trials in another: so the interpreter
     is asked to do it there.
     """
-    asked, before = threading.Event(), []
+    before = []
 
     def take(_) -> int:
-        before.append(signal.signal(signal.SIGTERM, lambda *_: asked.set()))
+        before.append(signal.signal(signal.SIGTERM, lambda *_: _leave.set()))
         return 0
 
     def give_back(_) -> int:
@@ -310,7 +315,7 @@ def _sigterm() -> Iterator[threading.Event]:
 
     _in_the_main_thread(take)
     try:
-        yield asked
+        yield
     finally:
         _in_the_main_thread(give_back)
 

@@ -57,6 +57,7 @@ from medssl.store import Store
 PASSING = OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, Preempted
 LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "medmnist", "ray")
 PUBLISH_S = 2  # seconds between two writes of the progress file, at least
+STEP_S = 10  # of which a long fit tells how far it is
 BEAT_S = 60  # at most
 
 
@@ -108,7 +109,7 @@ def _told(spec: EncoderSpec, cells: int, store: Store, here: Here) -> Iterator["
         if progress.ended > here.retries:
             raise WornOut(
                 f"{progress.ended} attempts ended before their time, the last {progress.last}: "
-                f"give it more memory or a smaller batch, or look into its log, and run it again"
+                f"mend that, and run the sweep again"
             )
         progress.publish("starting")
         with progress.alive():
@@ -139,6 +140,7 @@ class Progress:
     started: float = field(default_factory=time.time)  # seconds since 1970
     _at: float = 0.0
     _log: str = ""
+    _logged: int = 0  # letters of it that are in the store
     _state: str = ""
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
@@ -160,7 +162,7 @@ class Progress:
         self.ended, self.last = said.get("ended", 0), said.get("last", "")
         if state != "preempted":
             self.ended += 1
-            without = "without a word, as one that was killed or ran out of memory"
+            without = "without a word, as one that was killed or had too little memory"
             self.last = f"with {said['reason']}" if state == "failed" else without
 
     def say(self, line: str) -> None:
@@ -186,7 +188,7 @@ class Progress:
 
     def step(self, step: int, steps: int) -> None:
         self.doing = f"update {step} of {steps}"
-        self.publish(self._state, every_s=PUBLISH_S)
+        self.publish(self._state, every_s=STEP_S)
 
     def epoch(self, curve: list[dict[str, float]]) -> None:
         self.curve = curve
@@ -224,7 +226,9 @@ class Progress:
             "pid": os.getpid(),
             "curve": self.curve,
         }
-        self.store.write(f"logs/{self.spec.id}.log", self._log.encode())
+        if len(self._log) > self._logged:
+            self.store.write(f"logs/{self.spec.id}.log", self._log.encode())
+            self._logged = len(self._log)
         self.store.write(f"progress/{self.spec.id}.json", json.dumps(content).encode())
 
 
@@ -255,9 +259,9 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
         content = _pretrained(spec, store, here, progress)
         with contextlib.suppress(FileExistsError):  # another was first: others judge its encoder
             store.write(name, content, exclusive=True)
-        store.delete(f"checkpoints/{spec.id}.pt")
         if not (found := _intact(store, name, read, progress)):
             raise OSError(f"{store.root}/{name} was written and cannot be read: look at the disk")
+        store.delete(f"checkpoints/{spec.id}.pt")
     state, about, sha256 = found
     encoder = backbones.build(spec.backbone, spec.image_size)
     try:

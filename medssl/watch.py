@@ -84,10 +84,10 @@ def follow(read: Callable[[], Status], stop: threading.Event, console: Console) 
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             pause_s = 1.0
             while not stop.wait(pause_s):
-                began = time.monotonic()
+                began = time.thread_time()
                 with contextlib.suppress(OSError):  # a shared folder that is away for a moment
                     live.update(render(read()))
-                pause_s = max(1.0, 9 * (time.monotonic() - began))  # a tenth of a core at most
+                pause_s = max(1.0, 9 * (time.thread_time() - began))  # a tenth of a core at most
         return
     said, at = None, 0.0
     while not stop.wait(2):

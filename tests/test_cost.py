@@ -55,28 +55,45 @@ def test_another_method_takes_longer_by_what_it_says_it_costs():
     assert both.encoder_s(spec(method="byol")) == pytest.approx(2 * (54.6 + 273) / 2)
 
 
-def test_the_device_that_was_seen_last_is_asked():
-    costs = cost.Costs([row(device="CPU", pretrain_s=9999, at=1), row(at=2)])
-    assert costs.device == "H100"
+def test_the_device_that_was_seen_last_is_asked_of_encoders_and_of_cells():
+    costs = cost.Costs([row(device="CPU", pretrain_s=9999, eval_s=99, at=1), row(at=2)])
+    assert (costs.device, costs.encoder_device) == ("H100", "H100")
+    assert costs.encoder_s(spec()) == pytest.approx(54.6)
+    assert costs.cell_s(CELLS[0]) == 2
+    judged = row(device="CPU", at=3, encoder_device="H100")  # the same encoder, on a laptop
+    costs = cost.Costs([row(), judged])
+    assert (costs.device, costs.encoder_device) == ("CPU", "H100")
     assert costs.encoder_s(spec()) == pytest.approx(54.6)
 
 
-def test_a_cell_takes_as_long_as_the_most_alike():
+def test_what_ended_early_or_leaves_no_rows_is_no_measure():
+    assert (
+        cost.Costs([row(notes="ended after 6 of 10 epochs: collapsed")]).encoder_s(spec()) is None
+    )
+    assert cost.Costs([row()]).encoder_s(spec(method="supervised")) is None
+
+
+def test_a_cell_takes_as_long_as_the_same_question_of_the_same_set():
     costs = cost.Costs([row(eval_s=2.0), row(CELLS[1], eval_s=20.0)])
     assert costs.cell_s(CELLS[1]) == 20
     assert costs.cell_s(replace(CELLS[1], label_fraction=0.5)) == 11
     assert costs.cell_s(replace(CELLS[1], eval="finetune")) is None
+    assert costs.cell_s(replace(CELLS[1], settings=(("neighbours", 5),))) is None
+    assert costs.cell_s(replace(CELLS[1], target="medmnist/pathmnist")) is None
+    elsewhere = replace(CELLS[1], source="medmnist/pathmnist")  # whose fit is another cell's
+    assert costs.cell_s(elsewhere) is None
 
 
 def test_an_estimate_says_what_it_does_not_know_and_what_it_costs():
-    costs = cost.Costs([row(pretrain_s=3600, eval_s=360)])
+    costs = cost.Costs([row(pretrain_s=36000, eval_s=360)])
     odd = replace(CELLS[0], eval="finetune")
-    found = cost.estimate([*CELLS, odd], [spec(), spec(image_size=64)], costs)
-    assert (found.known_s, found.unknown, found.unjudged) == (3600 + 2 * 360, 1, 1)
-    said = "about 1.2 GPU-hours of H100, by what this store has measured: 3.00 at 2.5 an hour; "
-    assert found.told(1, 2.5) == said + "without 1 encoders and 1 cells, of which it knows no like"
-    assert found.told(0.5, None).startswith("about 0.6 GPU-hours of H100")
-    assert found.told(0, None).startswith("about 1.2 hours of H100")
+    found = cost.estimate([*CELLS, odd, odd], [spec(), spec(image_size=64)], costs)
+    assert (found.known_s, found.unknown, found.unjudged) == (36000 + 2 * 360, 1, 2)
+    said = "about 10 GPU-hours of H100, by what this store has measured: 25.50 at 2.5 an hour; "
+    assert found.told(1, 2.5) == said + "without 1 encoder and 2 cells, of which it knows no like"
+    assert found.told(0.5, None).startswith("about 5.1 GPU-hours of H100")
+    assert found.told(0, None).startswith("about 10 hours of H100")
+    assert cost.estimate(CELLS[:1], [], costs).told(0, None).startswith("about 6 minutes of H100")
     assert cost.estimate(CELLS, [spec()], cost.UNKNOWN).told(1, 2.5) == ""
 
 
@@ -92,6 +109,12 @@ def test_a_store_is_read_once_for_each_cell(tmp_path):
     assert costs.cell_s(CELLS[1]) == 3
 
 
+def weights(unknown=(), **seconds) -> dict[str, cost.Weight]:
+    return {
+        id: cost.Weight(s, s * (id not in unknown), id not in unknown) for id, s in seconds.items()
+    }
+
+
 def emptied(queue) -> list[str]:
     """On one slot."""
     found = []
@@ -102,19 +125,19 @@ def emptied(queue) -> list[str]:
 
 
 def test_the_longest_chain_is_first():
-    seconds = {"a": 1, "b": 5, "above": 2, "child": 4, "grandchild": 3}
     parents = {"child": "above", "grandchild": "child"}
-    assert emptied(cost.Queue(seconds, parents)) == ["above", "child", "b", "grandchild", "a"]
+    queue = cost.Queue(weights(a=1, b=5, above=2, child=4, grandchild=3), parents)
+    assert emptied(queue) == ["above", "child", "b", "grandchild", "a"]
 
 
 def test_what_waits_is_begun_when_its_parent_has_ended_well():
-    queue = cost.Queue({"above": 9, "child": 5, "b": 1}, {"child": "above"})
+    queue = cost.Queue(weights(above=9, child=5, b=1), {"child": "above"})
     assert [queue.next(), queue.next(), queue.next()] == ["above", "b", None]
     queue.ended("b", ok=True)
     assert queue.next() is None
     queue.ended("above", ok=True)
     assert queue.next() == "child"
-    failed = cost.Queue({"above": 9, "child": 5}, {"child": "above"})
+    failed = cost.Queue(weights(above=9, child=5), {"child": "above"})
     assert failed.next() == "above"
     failed.ended("above", ok=False)
     assert failed.next() is failed.END
@@ -123,8 +146,8 @@ def test_what_waits_is_begun_when_its_parent_has_ended_well():
 
 def test_a_budget_passes_over_what_would_exceed_it():
     clock = [0.0]
-    seconds = {"long": 100, "middle": 60, "short": 30, "unknown": 1}
-    queue = cost.Queue(seconds, {}, ["unknown"], budget_s=95, now=lambda: clock[0])
+    seconds = weights(["unknown"], long=100, middle=60, short=30, unknown=1)
+    queue = cost.Queue(seconds, {}, budget_s=95, now=lambda: clock[0])
     assert [queue.next(), queue.next(), queue.next()] == ["middle", "short", "unknown"]
     assert queue.next() is None  # they may be done sooner than is expected
     clock[0] = 10
@@ -135,13 +158,27 @@ def test_a_budget_passes_over_what_would_exceed_it():
     queue.ended("unknown", ok=True)
     assert queue.next() is queue.END
     assert queue.left == ["long"]
+    assert queue.told(0) == "30 seconds in trials; 2 of them took 20 seconds, where 90 seconds " + (
+        "were expected"
+    )
 
 
 def test_none_is_begun_once_a_budget_is_spent():
     clock = [0.0]
-    queue = cost.Queue({"a": 1, "b": 1}, {}, ["a", "b"], budget_s=5, now=lambda: clock[0])
-    assert queue.next() in ("a", "b")
+    queue = cost.Queue(weights("ab", a=1, b=1), {}, budget_s=5, now=lambda: clock[0])
+    first = queue.next()
     clock[0] = 6
     assert queue.next() is None
-    queue.ended("a" if "b" in queue.left else "b", ok=True)
+    queue.ended(first, ok=True)
     assert queue.next() is queue.END
+
+
+def test_what_is_known_of_a_trial_counts_though_not_all_of_it_is():
+    costs = cost.Costs([row(pretrain_s=36000)])
+    odd = replace(CELLS[0], eval="finetune")
+    found = cost.weight([odd], spec(), True, costs)
+    assert (found.known_s, found.sure) == (36000, False)
+    queue = cost.Queue({"a": found}, {}, budget_s=3600)
+    assert queue.next() is queue.END
+    assert cost.weight([odd], spec(), True, cost.UNKNOWN).order_s > 0
+    assert cost.weight(CELLS, spec(), False, costs) == (4, 4, True)

@@ -16,6 +16,7 @@ from served import KEYS, Moto
 
 from medssl import results
 from medssl import sweep as engine
+from medssl.cost import Weight
 from medssl.spec import EncoderSpec, Resources, Sweep, parent
 from medssl.store import Store
 
@@ -389,7 +390,7 @@ def test_what_an_init_left_of_a_budget_is_not_called_failed(begun, monkeypatch):
         clock[0] += 10 * (id == ABOVE.id)
         return made(id, work, store)
 
-    monkeypatch.setattr(engine, "weight", lambda cells, spec, *_: (True, 1 + (spec.id == ABOVE.id)))
+    monkeypatch.setattr(engine, "weight", lambda cells, spec, *_: Weight(1, 1, True))
     given, lost = begun(ends, budget_s=5)
     assert given == [ABOVE.id]
     assert lost == dict.fromkeys(ALL, engine.BUDGET)
