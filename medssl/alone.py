@@ -10,6 +10,7 @@ clocks of two machines need not agree.
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -17,17 +18,27 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from medssl.spec import Shard
 from medssl.store import Store
 
 BEAT_S = 15
 DEAD_S = 50  # without a beat
+MEET_S = 1  # after which of two that came at once the second has written
 
 
 @contextlib.contextmanager
-def alone(name: str, store: Store, say: Callable[[str], None]) -> Iterator[None]:
-    """Inside, this process is the driver of `name`; ValueError where another one is."""
-    file, me = f"drivers/{name}.json", uuid.uuid4().hex
-    _wait(name, file, store, say)
+def alone(
+    sweep: str, shard: Shard | None, store: Store, say: Callable[[str], None]
+) -> Iterator[None]:
+    """Inside, this process is the driver of the sweep, or of its part.
+
+    ValueError where another one is, of the same cells or of some of them.
+    """
+    name, me = _name(sweep, shard), uuid.uuid4().hex
+    for rival in sorted(store.names("drivers", ".json")):
+        if _meet(sweep, shard, rival):
+            _wait(rival, store, say)
+    file = f"drivers/{name}.json"
     about = {"driver": me, "host": socket.gethostname(), "pid": os.getpid()}
     about["born"] = _born(os.getpid())
     stop, beats = threading.Event(), 0
@@ -38,11 +49,20 @@ def alone(name: str, store: Store, say: Callable[[str], None]) -> Iterator[None]
         store.write(file, json.dumps({**about, "beats": beats}).encode())
 
     def go_on() -> None:
+        silent = False
         while not stop.wait(BEAT_S):
-            with contextlib.suppress(OSError):  # a store that is away; trials will meet it
+            try:
                 beat()
+                silent = False
+            except OSError as no:
+                if not silent:
+                    say(f"{store.root} does not answer ({no.strerror or no}): trials wait for it")
+                silent = True
 
     beat()
+    time.sleep(MEET_S)
+    if (other := _read(file, store)).get("driver") not in (None, me):  # it came at the same moment
+        raise ValueError(_taken(name, other))
     thread = threading.Thread(target=go_on, daemon=True)
     thread.start()
     try:
@@ -55,15 +75,36 @@ def alone(name: str, store: Store, say: Callable[[str], None]) -> Iterator[None]
                 store.delete(file)
 
 
-def _wait(name: str, file: str, store: Store, say: Callable[[str], None]) -> None:
-    """Returns once no other driver lives; ValueError once one is seen to."""
+def _name(sweep: str, shard: Shard | None) -> str:
+    return re.sub(r"[^\w.-]", "-", sweep) + (f"-{shard.part}-of-{shard.of}" if shard else "")
+
+
+def _meet(sweep: str, shard: Shard | None, rival: str) -> bool:
+    """Whether the driver of that name has cells of this one: parts of one division have not."""
+    found = re.fullmatch(re.escape(_name(sweep, None)) + r"(-(\d+)-of-(\d+))?", rival)
+    apart = found and shard and found[3] == str(shard.of) and found[2] != str(shard.part)
+    return bool(found) and not apart
+
+
+def _taken(name: str, other: dict) -> str:
+    return (
+        f"{name} has a driver already, pid {other['pid']} on {other['host']}: follow it by `medssl "
+        f"status`, or end it; to share the work among several, give each a part, by --shard 1/2 "
+        f"and --shard 2/2"
+    )
+
+
+def _wait(name: str, store: Store, say: Callable[[str], None]) -> None:
+    """Returns once the driver of that name lives no more; ValueError once it is seen to."""
+    file = f"drivers/{name}.json"
     if not (other := _read(file, store)):
         return
-    who = f"pid {other['pid']} on {other['host']}"
     if other["host"] == socket.gethostname():
         if _born(other["pid"]) != other["born"]:
+            store.delete(file)
             return
     else:
+        who = f"pid {other['pid']} on {other['host']}"
         say(f"{name} had a driver, {who}: waiting {DEAD_S} s to see whether it is alive")
         until = time.monotonic() + DEAD_S
         while time.monotonic() < until:
@@ -73,11 +114,9 @@ def _wait(name: str, file: str, store: Store, say: Callable[[str], None]) -> Non
             if now != other:
                 break
         else:
+            store.delete(file)
             return
-    raise ValueError(
-        f"{name} has a driver already, {who}: follow it by `medssl status`, or end it; to share "
-        f"the work among several, give each a part, by --shard 1/2 and --shard 2/2"
-    )
+    raise ValueError(_taken(name, other))
 
 
 def _read(file: str, store: Store) -> dict:

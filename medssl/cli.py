@@ -405,8 +405,7 @@ def _run(
             f"nothing can be written to the store {kept.root} ({no.strerror or no})"
         ) from no
     kept.patience_s = AWAY_S
-    name = re.sub(r"[^\w.-]", "-", asked.name) + (f"-{part.part}-of-{part.of}" if part else "")
-    with alone(name, kept, console.print):
+    with alone(asked.name, part, kept, console.print):
         return _drive(asked, part, budget_hours, store, kept, data, console)
 
 
@@ -428,6 +427,13 @@ def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, conso
         return 2
     code = planning.code_version()
     mirror = tracking.Mirror(plan.sweep.name, kept, _figures(kept), code)
+    if part and tracking.uri(kept).startswith("sqlite:"):  # which has no room for several writers
+        console.print(
+            "no MLflow for parts of a sweep without MLFLOW_TRACKING_URI: their curves come when "
+            "the whole sweep is run again, which then finds everything done",
+            soft_wrap=True,
+        )
+        mirror.sync = lambda status: True
 
     read = state.Reader(plan.cells, kept).read
     lost: dict[str, str] = {}
@@ -451,6 +457,7 @@ def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, conso
         except KeyboardInterrupt:
             pass  # before Ray was up; what is missing is said below
         finally:
+            kept.patience_s = 0  # nobody waits minutes for the prompt
             stop.set()
             for thread in beside:
                 thread.join(timeout=60)

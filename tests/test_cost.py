@@ -29,7 +29,7 @@ def row(cell=CELLS[0], pretrain_s=54.6, eval_s=2.0, device="H100", at=0, **more)
     asked = {name: getattr(cell, name) for name in cost.ASKED_CELL}
     asked["settings"] = json.dumps(dict(cell.settings))
     times = {"pretrain_s": pretrain_s, "eval_s": eval_s, "finished_at": NOW + timedelta(days=at)}
-    where = {"encoder": cell.encoder.id, "encoder_device": device, "device": device}
+    where = {"encoder": cell.encoder.id, "encoder_device": device, "device": device, "notes": ""}
     return spec | asked | times | where | more
 
 
@@ -109,7 +109,7 @@ def test_a_store_is_read_once_for_each_cell(tmp_path):
     assert costs.cell_s(CELLS[1]) == 3
 
 
-def weights(unknown=(), **seconds) -> dict[str, cost.Weight]:
+def weights(unknown=(), /, **seconds) -> dict[str, cost.Weight]:
     return {
         id: cost.Weight(s, s * (id not in unknown), id not in unknown) for id, s in seconds.items()
     }
@@ -158,7 +158,7 @@ def test_a_budget_passes_over_what_would_exceed_it():
     queue.ended("unknown", ok=True)
     assert queue.next() is queue.END
     assert queue.left == ["long"]
-    assert queue.told(0) == "30 seconds in trials; 2 of them took 20 seconds, where 90 seconds " + (
+    assert queue.told(0) == "30 seconds in trials; 2 of them took 20 seconds, where 2 minutes " + (
         "were expected"
     )
 

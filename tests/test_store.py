@@ -65,7 +65,8 @@ def test_a_stamp_changes_with_its_file(place):
     was = store.stamps("rows", ".parquet")
     assert was.keys() == {"a", "b"}
     assert store.stamps("rows", ".parquet") == was
-    store.write("rows/a.parquet", b"other")
+    time.sleep(1.1)  # a bucket's times are whole seconds
+    store.write("rows/a.parquet", b"two")
     now = store.stamps("rows", ".parquet")
     assert now["a"] != was["a"]
     assert now["b"] == was["b"]
@@ -106,6 +107,53 @@ def test_a_writer_that_is_killed_leaves_the_old_file_or_the_new_one(place):
         assert len(content) == 12_000_000
         assert len(set(content)) == 1
         assert store.names("x", "") == {"file"}  # drafts are not listed
+
+
+class CutOff:
+    """pyarrow's file system of a bucket, whose upload fails halfway and is ended all the same, as
+    pyarrow does when the stream is collected."""
+
+    def __init__(self, real):
+        self._real = real
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+    def open_output_stream(self, path, **named):
+        stream = self._real.open_output_stream(path, **named)
+
+        class Half:
+            def write(self, content):
+                stream.write(content[: len(content) // 2])
+                stream.close()
+                raise OSError(5, "Input/output error")
+
+        return Half()
+
+
+def test_an_upload_that_fails_halfway_leaves_nothing_under_its_name(moto, tmp_path, monkeypatch):
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    store = open_store(moto.address.replace("prefix", tmp_path.name))
+    real, content = store._fs, bytes(12_000_000)
+    store._fs = CutOff(real)
+    with pytest.raises(OSError, match="Input/output"):
+        store.write("x/file", content, exclusive=True)
+    store._fs = real
+    assert store.read("x/file") is None
+    assert store.names("x", "") == set()
+    store.write("x/file", content, exclusive=True)
+    assert store.read("x/file") == content
+
+
+def test_what_no_waiting_mends_is_not_waited_for(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Store, "_write", refuse)
+    monkeypatch.setattr(module.time, "sleep", pytest.fail)
+    with pytest.raises(PermissionError):
+        Store(tmp_path, patience_s=60).write("x", b"")
 
 
 def test_of_two_exclusive_writers_the_first_is_kept_and_the_second_is_told(place):

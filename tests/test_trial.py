@@ -177,6 +177,22 @@ def test_a_preempted_trial_goes_on_from_its_last_step(tmp_path, after):
     assert found[0] == found[1]
 
 
+def test_a_checkpoint_is_kept_until_its_encoder_can_be_read(tmp_path, monkeypatch):
+    store, cells, write = Store(tmp_path), sweep(eval="knn").cells(), Store.write
+
+    def torn(self, name, content, exclusive=False):
+        write(self, name, content[:100] if name.startswith("encoders/") else content, exclusive)
+
+    monkeypatch.setattr(Store, "write", torn)
+    with pytest.raises(OSError, match="was written and cannot be read"):
+        trial.run(cells, store, replace(HERE, checkpoint_s=0))
+    monkeypatch.setattr(Store, "write", write)
+    assert store.has(f"checkpoints/{cells[0].encoder.id}.pt")
+    steps = []
+    trial.run(cells, store, replace(HERE, leave=lambda: bool(steps.append(1))))
+    assert len(steps) == len(cells)  # not one update: all had been made
+
+
 def test_a_trial_that_is_preempted_between_evaluations_measures_the_rest_later(tmp_path):
     store, cells = Store(tmp_path), sweep(method="none", eval="knn").cells()
     assert len(cells) > 1
