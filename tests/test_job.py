@@ -92,7 +92,7 @@ def submit(address: str, env: dict, *entrypoint) -> tuple[int, str]:
 
 def test_a_sweep_is_submitted_runs_to_succeeded_and_leaves_the_same_table(cluster, tmp_path):
     address, env = cluster
-    there, here = Runs(tmp_path / "there"), Runs(tmp_path / "here")
+    there, here = Runs(tmp_path / "there", "seed=0"), Runs(tmp_path / "here", "seed=0")
     with there.file.open("a") as file:  # as every file in sweeps/ ends
         file.write(
             "\nif __name__ == '__main__':\n    from medssl import cli\n\n    cli.script(__file__)\n"

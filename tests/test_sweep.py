@@ -91,7 +91,7 @@ def test_status_and_plan_read_the_store_alone(undisturbed):
 
 
 def test_two_parts_at_once_leave_one_table_and_a_second_driver_is_refused(undisturbed, tmp_path):
-    runs = Runs(tmp_path)
+    runs = Runs(tmp_path, "method='none', seed=range(4)")
     parts = [runs.start("run", "--shard", f"{part}/2") for part in (1, 2)]
     while not runs.store.has("drivers/tiny-1-of-2.json"):
         assert parts[0].poll() is None, parts[0].communicate()
@@ -101,7 +101,8 @@ def test_two_parts_at_once_leave_one_table_and_a_second_driver_is_refused(undist
         code, out = ended(process)
         assert code == expected, out
         assert ("tiny-1-of-2 has a driver already" in out) == (expected == 2)
-    assert runs.values() == undisturbed[0].values()
+    shared = undisturbed[0].values().keys() & runs.values().keys()
+    assert {undisturbed[0].values()[key] == runs.values()[key] for key in shared} == {True}
     code, out = runs.run()
     assert "8 done, 0 missing" in out
     assert not runs.store.names("drivers", ".json")
@@ -112,13 +113,14 @@ def test_in_a_bucket_it_leaves_the_same_table(undisturbed, tmp_path, monkeypatch
         monkeypatch.setenv(name, value)
     moto = Moto()
     try:
-        runs = Runs(tmp_path, store=moto.address)
+        runs = Runs(tmp_path, "seed=0", store=moto.address)
         code, out = runs.run()
         assert code == 0, out
         assert "s3://bucket/prefix" in out
-        assert runs.values() == undisturbed[0].values()
+        assert len(runs.values()) == len(undisturbed[0].values()) / 2
+        assert runs.values().items() <= undisturbed[0].values().items()
         code, out = runs.run()
-        assert (code, "8 done, 0 missing" in out) == (0, True), out
+        assert (code, "4 done, 0 missing" in out) == (0, True), out
         database = next((tmp_path / "cache" / "medssl" / "stores").glob("*/mlflow.db"))
         assert database.stat().st_size
     finally:
@@ -178,7 +180,7 @@ def test_a_killed_worker_is_replaced_and_the_sweep_goes_on_by_itself(tmp_path):
 
 
 def test_a_preempted_worker_leaves_a_checkpoint_and_costs_no_retry(tmp_path):
-    rare = "epochs=15, seed=0, method=[SIMCLR], resources=Resources(cpu=1, retries=0)"
+    rare = "epochs=10, seed=0, method=[SIMCLR], resources=Resources(cpu=1, retries=0)"
     runs = Runs(tmp_path, rare)
     process = runs.start()
     victim = after_an_epoch(runs, process)
@@ -189,7 +191,7 @@ def test_a_preempted_worker_leaves_a_checkpoint_and_costs_no_retry(tmp_path):
     assert results.missing(runs.cells, runs.store) == []
     log = runs.store.read(f"logs/{victim['encoder']}.log").decode()
     step, steps, rest = re.search(r"preempted after step (\d+) of (\d+)(.*)", log, re.S).groups()
-    epochs_before = int(step) * 15 // int(steps)
+    epochs_before = int(step) * 10 // int(steps)
     assert int(re.search(r"epoch (\d+):", rest)[1]) >= epochs_before >= 1
 
 
