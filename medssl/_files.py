@@ -10,46 +10,14 @@ import contextlib
 import http.client
 import os
 import shutil
-import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 STALLED_S = 20  # seconds without a byte, after which a download has failed
-
-
-class Preempted(Exception):
-    """The process was asked to end. What it has done is in its checkpoint."""
-
-
-@dataclass
-class Checkpoint:
-    """What a long loop tells whoever runs it; `load` gives None where there is no checkpoint."""
-
-    load: Callable[[], bytes | None]
-    save: Callable[[bytes], None]
-    every_s: float  # seconds of work that a kill may cost
-    told: Callable[[int, int], None] = lambda step, steps: None  # how far it is
-    leave: Callable[[], bool] = lambda: False  # whether the process has been asked to end
-    earlier_s: float = 0.0  # seconds of earlier attempts, once `load` gave their state
-    _saved_at: float = field(default_factory=time.monotonic)
-
-    def after(self, step: int, steps: int, state: Callable[[], bytes]) -> None:
-        """To be called after each step but the last; saves where it is time, or the end.
-
-        Preempted, once the state is safe.
-        """
-        self.told(step, steps)
-        leave = self.leave()
-        if leave or time.monotonic() - self._saved_at >= self.every_s:
-            self.save(state())
-            self._saved_at = time.monotonic()
-        if leave:
-            raise Preempted(f"after step {step} of {steps}")
 
 
 def cache() -> Path:

@@ -12,12 +12,12 @@ import json
 import os
 import re
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from medssl._work import meanwhile
 from medssl.spec import Shard
 from medssl.store import Store
 
@@ -41,7 +41,7 @@ def alone(
     file = f"drivers/{name}.json"
     about = {"driver": me, "host": socket.gethostname(), "pid": os.getpid()}
     about["born"] = _born(os.getpid())
-    stop, beats = threading.Event(), 0
+    beats, silent = 0, False
 
     def beat() -> None:
         nonlocal beats
@@ -49,27 +49,23 @@ def alone(
         store.write(file, json.dumps({**about, "beats": beats}).encode())
 
     def go_on() -> None:
-        silent = False
-        while not stop.wait(BEAT_S):
-            try:
-                beat()
-                silent = False
-            except OSError as no:
-                if not silent:
-                    say(f"{store.root} does not answer ({no.strerror or no}): trials wait for it")
-                silent = True
+        nonlocal silent
+        try:
+            beat()
+            silent = False
+        except OSError as no:
+            if not silent:
+                say(f"{store.root} does not answer ({no.strerror or no}): trials wait for it")
+            silent = True
 
     beat()
     time.sleep(MEET_S)
     if (other := _read(file, store)).get("driver") not in (None, me):  # it came at the same moment
         raise ValueError(_taken(name, other))
-    thread = threading.Thread(target=go_on, daemon=True)
-    thread.start()
     try:
-        yield
+        with meanwhile(BEAT_S, go_on):
+            yield
     finally:
-        stop.set()
-        thread.join(timeout=BEAT_S)
         with contextlib.suppress(OSError):
             if _read(file, store).get("driver") == me:
                 store.delete(file)

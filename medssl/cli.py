@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import sys
-import threading
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -413,6 +412,7 @@ def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, conso
     from medssl import cost, results, sweep, tracking, watch
     from medssl import plan as planning
     from medssl import status as state
+    from medssl._work import beside, meanwhile
 
     for name in results.set_aside_broken(asked.cells(), kept):
         console.print(f"{_plain(name)} cannot be read: it was set aside, and is measured anew")
@@ -433,42 +433,32 @@ def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, conso
             "the whole sweep is run again, which then finds everything done",
             soft_wrap=True,
         )
-        mirror.sync = lambda status: True
-
+        mirror = None
     read = state.Reader(plan.cells, kept).read
     lost: dict[str, str] = {}
     if plan.missing:
         for trial in read().of("failed"):  # what it said last time is not news
             kept.delete(f"progress/{trial.spec.id}.json")
-        stop = threading.Event()
-        beside = [
-            threading.Thread(target=watch.follow, args=(read, stop, console), daemon=True),
-            threading.Thread(target=_mirror, args=(mirror, read, stop), daemon=True),
-            threading.Thread(target=_gather, args=(plan.cells, kept, stop), daemon=True),
-        ]
-        for thread in beside:
-            thread.start()
-        try:
+        with contextlib.ExitStack() as threads, contextlib.suppress(KeyboardInterrupt):
+            threads.enter_context(beside(lambda stop: watch.follow(read, stop, console)))
+            threads.enter_context(meanwhile(600, lambda: _gather(plan.cells, kept)))
+            if mirror:
+                threads.enter_context(meanwhile(5, lambda: _mirror(mirror, read)))
+            threads.callback(setattr, kept, "patience_s", 10)  # none of them is awaited long
             costs, budget_s = cost.of_store(kept), cost.INF
             if budget_hours is not None:
                 budget_s = 3600 * budget_hours / (plan.sweep.resources.gpu or 1)
             told = code, plan.sweep.resources, console.print, costs, budget_s
             lost = sweep.run(plan.missing, kept, data, *told)
-        except KeyboardInterrupt:
-            pass  # before Ray was up; what is missing is said below
-        finally:
-            kept.patience_s = 0  # nobody waits minutes for the prompt
-            stop.set()
-            for thread in beside:
-                thread.join(timeout=60)
         state.stop(state.read(plan.missing, kept), kept)
     end = read()
-    mirror.sync(end)
+    if mirror:
+        mirror.sync(end)
     try:
         _table(plan.cells, kept, "auroc", Format.terminal, None)
     except (ValueError, OSError) as broken:  # what else happened must be told all the same
         console.print(f"[red]{_plain(str(broken))}[/red]", soft_wrap=True)
-    return _farewell(console, end, lost, kept, store, mirror.trouble)
+    return _farewell(console, end, lost, kept, store, mirror.trouble if mirror else "")
 
 
 def _farewell(console, end, lost: dict[str, str], kept, store: str, trouble: str) -> int:
@@ -513,19 +503,17 @@ def _farewell(console, end, lost: dict[str, str], kept, store: str, trouble: str
     return 130 if stopped else 1 if len(left) > len(unbegun) else 0
 
 
-def _mirror(mirror, read, stop: threading.Event) -> None:
-    while not stop.wait(5):
-        with contextlib.suppress(OSError):  # a shared folder that is away for a moment
-            mirror.sync(read())
+def _mirror(mirror, read) -> None:
+    with contextlib.suppress(OSError):  # a shared folder that is away for a moment
+        mirror.sync(read())
 
 
-def _gather(cells: list, kept, stop: threading.Event) -> None:
+def _gather(cells: list, kept) -> None:
     """Keeps rows.parquet near to what is done, so that no table has thousands of files to open."""
     from medssl import results
 
-    while not stop.wait(600):
-        with contextlib.suppress(OSError, ValueError):  # what is broken is told at the end
-            results.table(kept, cells)
+    with contextlib.suppress(OSError, ValueError):  # what is broken is told at the end
+        results.table(kept, cells)
 
 
 def _figures(kept):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medssl._files import Checkpoint
+from medssl._work import Checkpoint
 from medssl.datasets import Images
 from medssl.datasets._splits import scarce, shots, subset
 from medssl.device import autocast, float32

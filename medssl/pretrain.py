@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl import backbones, monitor, optimizers, registry, views, weights
-from medssl._files import Checkpoint
+from medssl._work import Checkpoint
 from medssl.datasets import Images
 from medssl.device import autocast
 from medssl.methods import SSLMethod

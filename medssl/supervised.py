@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from medssl import datasets
-from medssl._files import Checkpoint
+from medssl._work import Checkpoint
 from medssl.datasets import Images
 from medssl.evals import _training, finetune
 from medssl.features import Judged

@@ -30,7 +30,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from medssl import results
-from medssl._files import Preempted
+from medssl._work import Preempted
 from medssl.cost import INF, UNKNOWN, Costs, Queue, weight
 from medssl.plan import to_make
 from medssl.spec import SUPERVISED, Cell, EncoderSpec, Resources, parent

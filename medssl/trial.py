@@ -45,7 +45,7 @@ from medssl import (
     supervised,
     weights,
 )
-from medssl._files import Checkpoint, Preempted
+from medssl._work import Checkpoint, Preempted, meanwhile
 from medssl.datasets import Images
 from medssl.datasets._splits import sample
 from medssl.evals import Features
@@ -171,20 +171,13 @@ class Progress:
     @contextlib.contextmanager
     def alive(self) -> Iterator[None]:
         """Publishes in long epochs and evaluations too, or they would be taken for lost."""
-        stop = threading.Event()
 
         def beat() -> None:
-            while not stop.wait(BEAT_S):
-                with contextlib.suppress(OSError):  # the trial itself will meet it
-                    self.publish(self._state)
+            with contextlib.suppress(OSError):  # the trial itself will meet it
+                self.publish(self._state)
 
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
+        with meanwhile(BEAT_S, beat):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
     def step(self, step: int, steps: int) -> None:
         self.doing = f"update {step} of {steps}"

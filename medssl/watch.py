@@ -79,7 +79,7 @@ def duration(seconds: float) -> str:
 
 
 def follow(read: Callable[[], Status], stop: threading.Event, console: Console) -> None:
-    """Shows `read()` until `stop` is set. Runs in a thread of its own."""
+    """Shows `read()` until `stop` is set."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             pause_s = 1.0

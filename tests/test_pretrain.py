@@ -9,7 +9,7 @@ import torch
 
 from medssl import pretrain as room
 from medssl import registry
-from medssl._files import Checkpoint
+from medssl._work import Checkpoint
 from medssl.datasets import Images
 from medssl.methods import Step
 from medssl.pretrain import NotFinite, learning_rate, order, pretrain

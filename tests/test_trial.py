@@ -13,7 +13,7 @@ import safetensors
 import torch
 
 from medssl import backbones, results, status, trial, watch, weights
-from medssl._files import Preempted
+from medssl._work import Preempted
 from medssl.datasets import medmnist
 from medssl.evals import _heads, _training, finetune, knn, linear_probe, sgd_probe
 from medssl.features import Judged
@@ -1093,30 +1093,31 @@ def dies_after_s(seconds: float, saves: int, monkeypatch) -> None:
     monkeypatch.setattr(_training, "time", clock)
 
 
-def test_the_seconds_of_a_fine_tuning_are_those_of_all_its_attempts(tmp_path, monkeypatch):
+def dies_twice(work):
+    """After 1,000 seconds and, taken up again, after 5,000 more."""
+    for seconds, saves in ((1000, 2), (5000, 1)):
+        with pytest.MonkeyPatch.context() as patch:
+            dies_after_s(seconds, saves, patch)
+            with pytest.raises(Killed):
+                work()
+
+
+def test_the_seconds_of_a_fine_tuning_are_those_of_all_its_attempts(tmp_path):
     """Those of the target that learned it: the other's are its own."""
     store, often = Store(tmp_path), replace(HERE, checkpoint_s=0)
     grid = {"method": "none", "eval": QUICK_TUNE, "source": HOME, "target": [HOME, AWAY]}
     cells = sweep(**grid, label_fraction=0.1).cells()
-    for seconds, saves in ((1000, 2), (5000, 1)):
-        with monkeypatch.context() as patch:
-            dies_after_s(seconds, saves, patch)
-            with pytest.raises(Killed):
-                trial.run(cells, store, often)
+    dies_twice(lambda: trial.run(cells, store, often))
     trial.run(cells, store, HERE)
     took = {r["target"]: r["eval_s"] for r in results.table(store, cells).to_pylist()}
     assert 6000 < took[HOME] < 6500
     assert took[AWAY] < 500
 
 
-def test_the_seconds_of_a_supervised_init_are_those_of_all_its_attempts(tmp_path, monkeypatch):
+def test_the_seconds_of_a_supervised_init_are_those_of_all_its_attempts(tmp_path):
     spec = replace(parent(sweep(init="supervised:phantom/xray").cells()[0].encoder), recipe=QUICK)
     store, often = Store(tmp_path), replace(HERE, checkpoint_s=0)
-    for seconds, saves in ((1000, 2), (5000, 1)):
-        with monkeypatch.context() as patch:
-            dies_after_s(seconds, saves, patch)
-            with pytest.raises(Killed):
-                trial.make(spec, store, often)
+    dies_twice(lambda: trial.make(spec, store, often))
     trial.make(spec, store, HERE)
     about = trial._about(store.read(f"encoders/{spec.id}.safetensors"))
     assert 6000 < about["pretrain_s"] < 6500

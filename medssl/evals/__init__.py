@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from medssl import metrics
-from medssl._files import Checkpoint
+from medssl._work import Checkpoint
 from medssl.datasets import Images
 from medssl.metrics import calibration, classification
 

@@ -11,7 +11,7 @@ import torch
 from test_every_eval import Encoder, patterns, subject_of
 from torch import nn
 
-from medssl._files import Checkpoint
+from medssl._work import Checkpoint
 from medssl.evals import _training, finetune
 from medssl.plan import load
 from medssl.spec import settings
