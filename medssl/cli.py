@@ -12,6 +12,8 @@ from typing import Annotated
 
 import typer
 
+from medssl.spec import SEARCHED
+
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
@@ -245,6 +247,37 @@ def needed(
 
 
 @app.command()
+def choices(sweep: SweepFile, store: StoreOption = STORE) -> None:
+    """What a sweep's searches have measured and chosen, rung by rung."""
+    with _sentences():
+        from rich.table import Table
+
+        from medssl import plan as planning
+        from medssl import search
+        from medssl.store import open_store
+
+        specs = search.asked([cell.encoder for cell in planning.load(sweep).cells()], ())
+        if not specs:
+            raise ValueError("this sweep has no Search: its learning rates are given")
+        searches = search.Searches(open_store(store))
+        for spec in specs:
+            standing, all_rungs = searches.standing(spec), search.rungs(spec)
+            title = f"{spec.method} on {spec.dataset}, {spec.backbone}, {spec.init}: {spec.search}"
+            shown = Table("rung", "epochs", *SEARCHED, spec.search.metric, "", box=None)
+            for rung, (at, found) in zip(all_rungs, enumerate(standing.rungs, 1), strict=False):
+                for point, score in found.items():
+                    told = "diverged" if score == -float("inf") else f"{score:.4f}"
+                    last = at == len(all_rungs) and point == standing.chosen
+                    numbers = f"{at}", f"{rung.epochs}", *(f"{value:g}" for value in point), told
+                    shown.add_row(*numbers, "chosen" * last)
+            console = _console()
+            console.print(_plain(title), style="bold", highlight=False, soft_wrap=True)
+            console.print(shown)
+            if left := len(searches.missing(spec)) + len(searches.later(spec)):
+                console.print(f"{left} points are not measured yet")
+
+
+@app.command()
 def methods(name: Annotated[str, typer.Argument(help="One, with its settings.")] = "") -> None:
     """Every pretraining method: its idea, its paper, its cost, its settings."""
     with _sentences():
@@ -409,12 +442,14 @@ def _run(
 
 
 def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, console) -> int:
-    from medssl import cost, results, sweep, tracking, watch
+    from medssl import cost, results, search, sweep, tracking, watch
     from medssl import plan as planning
     from medssl import status as state
     from medssl._work import beside, meanwhile
 
-    for name in results.set_aside_broken(asked.cells(), kept):
+    broken = results.set_aside_broken(asked.cells(), kept)
+    broken += search.set_aside_broken([cell.encoder for cell in asked.cells()], kept)
+    for name in broken:
         console.print(f"{_plain(name)} cannot be read: it was set aside, and is measured anew")
     plan = planning.make(asked, kept, data, part)
     _show_plan(plan, kept, brief=True)
@@ -437,8 +472,9 @@ def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, conso
     read = state.Reader(plan.cells, kept).read
     lost: dict[str, str] = {}
     if plan.missing:
-        for trial in read().of("failed"):  # what it said last time is not news
-            kept.delete(f"progress/{trial.spec.id}.json")
+        for trial in [*(now := read()).trials, *now.points]:
+            if trial.state == "failed":  # what it said last time is not news
+                kept.delete(f"progress/{trial.spec.id}.json")
         with contextlib.ExitStack() as threads, contextlib.suppress(KeyboardInterrupt):
             threads.enter_context(beside(lambda stop: watch.follow(read, stop, console)))
             threads.enter_context(meanwhile(600, lambda: _gather(plan.cells, kept)))
@@ -706,6 +742,10 @@ def _show_plan(plan, kept, brief: bool = False) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if ahead := plan.ahead:
+        epochs = sum(spec.epochs for spec in ahead)
+        told = f"  searches: {len(ahead)} points to measure first, {epochs:,} epochs"
+        console.print(told, highlight=False, soft_wrap=True)
     if not brief:
         shown = planning.axes(plan.cells)
         for axis, values in shown.items():
@@ -730,9 +770,12 @@ def _show_cost(plan, kept, price: float | None) -> None:
     if not plan.missing:
         return
     costs, gpu = cost.of_store(kept), plan.sweep.resources.gpu
-    to_make = planning.to_make(plan.missing, kept.names("encoders", ".safetensors"))
+    cells = [*plan.missing, *plan.points, *(cell for one in plan.later for cell in one.like)]
+    have = kept.names("encoders", ".safetensors")
+    to_make = planning.to_make([*plan.missing, *plan.points], have)
+    to_make += [one.like[0].encoder for one in plan.later]
     gpu = gpu if gpu is not None else float("(CPU)" not in costs.device)
-    if told := cost.estimate(plan.missing, to_make, costs).told(gpu, price):
+    if told := cost.estimate(cells, to_make, costs).told(gpu, price):
         _console().print(_plain(f"  {told}"), highlight=False, soft_wrap=True)
     elif price is not None:
         _console().print("  no price: this store has measured nothing like it yet", soft_wrap=True)

@@ -12,8 +12,9 @@ store that has seen several devices is asked about the one that it saw last.
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from operator import itemgetter
 from statistics import median
 from typing import NamedTuple
@@ -149,8 +150,9 @@ def weight(cells: Sequence[Cell], spec: EncoderSpec, lacks: bool, costs: Costs) 
 class Queue:
     """Which trial is next: the head of the longest chain of what waits for one another.
 
-    A trial whose parent failed is never next. With a budget of slot-seconds, one of which enough is
-    known to exceed it is passed over, and none is begun once it is spent; `left` is what was not.
+    One that waits for others comes after them; where one of those failed it is never next. With a
+    budget of slot-seconds, one of which enough is known to exceed it is passed over, and none is
+    begun once it is spent; `left` is what was not.
     """
 
     END = object()
@@ -158,18 +160,21 @@ class Queue:
     def __init__(
         self,
         weights: Mapping[str, Weight],
-        parents: Mapping[str, str],
+        waits: Mapping[str, Collection[str]],  # for which others
         budget_s: float = INF,
         now: Callable[[], float] = time.monotonic,
     ):
-        self._parents, self._budget_s, self._now = parents, budget_s, now
+        self._waits, self._budget_s, self._now = waits, budget_s, now
         self._weights = weights
         children = defaultdict(list)
-        for child, above in parents.items():
-            children[above].append(child)
+        for child, several in waits.items():
+            for above in several:
+                children[above].append(child)
 
+        @cache
         def chain(id: str) -> float:
-            return weights[id].order_s + max(map(chain, children[id]), default=0.0)
+            after = (chain(child) for child in children[id] if child in weights)
+            return weights[id].order_s + max(after, default=0.0)
 
         self.left = sorted(weights, key=chain, reverse=True)
         self._began: dict[str, float] = {}
@@ -183,8 +188,8 @@ class Queue:
         running_s = sum(max(weights[id].known_s, now - at) for id, at in self._began.items())
         free_s = self._budget_s - self.spent_s - running_s
         for place, id in enumerate(self.left):
-            waits = self._parents.get(id) in self._unmade
-            if not waits and max(weights[id].known_s, 1e-9) <= free_s:
+            ready = self._unmade.isdisjoint(self._waits.get(id, ()))
+            if ready and max(weights[id].known_s, 1e-9) <= free_s:
                 del self.left[place]
                 self._began[id] = now
                 return id

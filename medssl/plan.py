@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import medssl
-from medssl import datasets, registry, results, weights
+from medssl import datasets, registry, results, search, weights
 from medssl.ranges import split
 from medssl.spec import NONE, SAME, UNUSED, Cell, EncoderSpec, Scalar, Shard, Sweep, parent
 from medssl.store import Store
@@ -31,14 +31,24 @@ class Plan:
     missing: list[Cell]  # of those, the ones without rows
     problems: list[str]  # wrong names and combinations: no sweep can start
     absent: list[str]  # files that are not there: fetched, if they can be
+    points: list[Cell]  # of searches, that are to be measured first
+    later: list[search.Later]  # points of which it is not known yet which
 
     @property
     def encoders(self) -> int:
         return len({cell.encoder.id for cell in self.cells})
 
     def to_pretrain(self, store: Store) -> int:
-        """Encoders that are not in the store and that a missing cell needs, parents included."""
-        return len(to_make(self.missing, store.names("encoders", ".safetensors")))
+        """Encoders that are not in the store and that a missing cell needs, parents and points of
+        searches included."""
+        have = store.names("encoders", ".safetensors")
+        return len(to_make([*self.missing, *self.points], have)) + len(self.later)
+
+    @property
+    def ahead(self) -> list[EncoderSpec]:
+        """The points of searches that are to be measured, or for those of later rungs the like."""
+        now = {cell.encoder.id: cell.encoder for cell in self.points}
+        return [*now.values(), *(one.like[0].encoder for one in self.later)]
 
 
 def load(path: Path) -> Sweep:
@@ -96,17 +106,25 @@ def make(sweep: Sweep, store: Store, data: Path | None, shard: Shard | None = No
                 f"part {shard.part} of {shard.of} of sweep {sweep.name!r} has no encoders: it has "
                 f"{len(mine)} in all, so ask for fewer parts"
             )
-    missing = results.missing(cells, store)
+    missing, have = results.missing(cells, store), store.names("encoders", ".safetensors")
     specs = {cell.encoder.id: cell.encoder for cell in cells}.values()
-    presets = registry.keys("views", "PRESETS")
     problems, absent = Counter(), Counter()
+    searches, asked = search.Searches(store), search.asked([c.encoder for c in missing], have)
+    for spec in asked:
+        problems.update(search.wrong(spec))
+    asked = [] if problems else asked
+    points = [cell for spec in asked for cell in searches.missing(spec)]
+    later = [one for spec in asked for one in searches.later(spec)]
+    needed = missing + points
+    presets = registry.keys("views", "PRESETS")
     for backbone, size in sorted({(s.backbone, s.image_size) for s in specs}):
         problems.update(_wrong(backbone, size))
-    named, made = to_make(cells), to_make(missing, store.names("encoders", ".safetensors"))
-    for name, size in needed_data(cells, named):
+    named, made = to_make(cells), to_make(needed, have)
+    for name, size in needed_data(cells + points, named):
         problems.update(datasets.wrong(name, size))
     asked = {
-        (c.eval, c.target, c.source, c.settings, c.shots, c.encoder.image_size): c for c in cells
+        (c.eval, c.target, c.source, c.settings, c.shots, c.encoder.image_size): c
+        for c in cells + points
     }
     for cell in asked.values():
         problems.update(_unfit(cell))
@@ -126,11 +144,11 @@ def make(sweep: Sweep, store: Store, data: Path | None, shard: Shard | None = No
     if any(map(_needs_solo, {s.method for s in specs})) and not importlib.util.find_spec("solo"):
         problems["solo-learn is missing: pip install --no-deps solo-learn==1.0.2"] += 1
     if not problems:
-        for name, size in needed_data(missing, made):
+        for name, size in needed_data(needed, made):
             absent.update(datasets.check(name, size, data))
         for backbone, init in needed_weights(made):
             absent.update(weights.check(backbone, init, store.has))
-    return Plan(sweep, cells, missing, list(problems), list(absent))
+    return Plan(sweep, cells, missing, list(problems), list(absent), points, later)
 
 
 def axes(cells: Sequence[Cell]) -> dict[str, list[str]]:
@@ -177,9 +195,9 @@ def axes(cells: Sequence[Cell]) -> dict[str, list[str]]:
 
 def ready(plan: Plan, store: Store, data: Path | None) -> list[str]:
     """Fetches and verifies the files that missing cells need; a sentence for each that failed."""
-    failed = []
-    made = to_make(plan.missing, store.names("encoders", ".safetensors"))
-    for name, size in needed_data(plan.missing, made):
+    failed, needed = [], [*plan.missing, *plan.points]
+    made = to_make(needed, store.names("encoders", ".safetensors"))
+    for name, size in needed_data(needed, made):
         try:
             datasets.ready(name, size, data)
         except (ValueError, OSError) as problem:

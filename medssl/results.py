@@ -51,7 +51,7 @@ ROW = pa.schema(
     [
         ("cell", pa.string()),  # content addresses, see spec.py
         ("encoder", pa.string()),
-        *_SPEC,  # recipe and settings as JSON
+        *_SPEC,  # recipe and settings as JSON; with a search, what it chose
         *_CELL,
         ("metric", pa.string()),  # of the test split; val_ marks the validation split
         ("value", pa.float64()),
@@ -105,6 +105,7 @@ def save(
     spec = {f.name: getattr(cell.encoder, f.name) for f in fields(cell.encoder)}
     spec |= {f.name: getattr(cell, f.name) for f in fields(cell) if f.name != "encoder"}
     spec |= {k: json.dumps(dict(spec[k])) for k in ("recipe", "settings")}
+    spec["search"] = str(spec["search"] or "")
     shared = {"cell": cell.id, "encoder": cell.encoder.id, **spec, **about}
     rows = [{**shared, "metric": metric, "value": value} for metric, value in metrics.items()]
     store.write(f"rows/{cell.id}.parquet", _parquet(pa.Table.from_pylist(rows, schema=ROW)))
@@ -118,7 +119,7 @@ def missing(cells: Iterable[Cell], store: Store) -> list[Cell]:
 
 def table(store: Store, cells: Iterable[Cell] | None = None) -> pa.Table:
     """All rows, or those of `cells` in their order; Broken, with its name, for a torn file."""
-    rows, broken = _collected(store, cells)
+    rows, broken = collected(store, cells)
     for name, why in broken.items():
         raise Broken(
             f"{store.root}/{name} cannot be read ({why}): run the sweep again, which measures that "
@@ -129,13 +130,13 @@ def table(store: Store, cells: Iterable[Cell] | None = None) -> pa.Table:
 
 def set_aside_broken(cells: Iterable[Cell], store: Store) -> list[str]:
     """Renames row files of the cells that cannot be read, so that they are missing; their names."""
-    _, broken = _collected(store, cells)
+    _, broken = collected(store, cells)
     for name in broken:
         store.set_aside(name)
     return list(broken)
 
 
-def _collected(store: Store, cells: Iterable[Cell] | None) -> tuple[pa.Table, dict[str, str]]:
+def collected(store: Store, cells: Iterable[Cell] | None) -> tuple[pa.Table, dict[str, str]]:
     """Rows of the cells in their order, and what is wrong with the files that cannot be read.
 
     Of more than FEW cells only those are opened that rows.parquet has not, or not as they are now.

@@ -16,9 +16,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property
 from itertools import product
 from numbers import Number
+from typing import Literal
 
 from medssl import registry
-from medssl.ranges import Weight, Whole, split
+from medssl.ranges import Positive, Weight, Whole, split
 
 Scalar = float | int | str | bool | tuple[str, ...]
 Settings = tuple[tuple[str, Scalar], ...]  # a resolved Config, as sorted pairs
@@ -30,10 +31,12 @@ NONE = "none"  # the method of zero epochs: the init itself, judged like any enc
 SAME = "same"  # the target that is the encoder's own dataset; the source that is the target
 SUPERVISED = "supervised"  # an encoder that learned from labels, as the init of others
 OWN = "own"  # the view preset that is the method's default
+SEARCHED = "learning_rate", "weight_decay"
+VALIDATED = "linear_probe", "sgd_probe", "knn", "finetune"  # evaluations that tell of validation
 UNUSED = {  # of an encoder that no method pretrains
     **{"views": NONE, "epochs": 0, "batch_size": 0, "learning_rate": 0, "weight_decay": 0},
     **{"warmup_epochs": 0, "optimizer": NONE, "sampling": NONE, "early_stop": "never"},
-    "train_images": 0,
+    **{"train_images": 0, "search": None},
 }
 
 
@@ -106,12 +109,68 @@ class _Content:
         flat = {k: v.id if isinstance(v, _Content) else v for k, v in values.items()}
         if isinstance(self, EncoderSpec) and (above := parent(self)):
             flat["init"] = f"{SUPERVISED}:{above.id}"  # whose own recipe is a part of this one's
+        if isinstance(self, EncoderSpec) and self.search is None:
+            del flat["search"]  # as ever: encoders keep the names they had before there was one
         if isinstance(self, Cell) and self.source == self.target:
             del flat["source"]  # as ever: a cell keeps the name it had before there were sources
         if isinstance(self, Cell) and self.shots:
             flat["shots"] = [self.shots, 2]  # 2: images without any label are a class too
         text = _JSON.encode({type(self).__name__: flat})
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(_Content):
+    """Learning rate and weight decay chosen on validation, once for all seeds of an encoder.
+
+    A point of the grid is an encoder like any other, pretrained for `epochs`, judged by `by` with
+    all labels of its own dataset (of a union: the mean over its members). "halving" pretrains all
+    points briefly and the best third for longer, until one is left: a third of the epochs at most.
+    """
+
+    how: Literal["grid", "halving"] = "grid"
+    learning_rate: Sequence[float] = (0.3, 0.03, 0.003, 0.0003)  # the paper's, for AdamW
+    weight_decay: Sequence[float] = (1e-3, 1e-4, 1e-5)
+    epochs: Whole = 0  # of a point; 0: a quarter of the encoder's own, as the paper's
+    seed: Whole = 0  # of every point
+    by: Named = "linear_probe"
+    metric: Literal["val_auroc", "val_accuracy", "val_balanced_accuracy"] = "val_auroc"
+    version: int = 1  # of how is chosen; raise it if a fix changes choices
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, declared in (("learning_rate", Positive), ("weight_decay", Weight)):
+            given = _several(getattr(self, name))
+            values = tuple(dict.fromkeys(_one(declared, name, value) for value in given))
+            if not values:
+                raise ValueError(f"Search {name} is empty: name the values to choose from")
+            object.__setattr__(self, name, values)
+        if len(self.points) < 2:
+            raise ValueError("Search has one point: name several, or write it without a Search")
+        name = _name(self.by)
+        if name not in VALIDATED:
+            raise ValueError(f"Search by={name!r}: choose from {', '.join(VALIDATED)}")
+        changes = {} if isinstance(self.by, str) else dict(self.by[1])
+        object.__setattr__(self, "by", (name, settings("evals", (name, changes))))
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """(learning_rate, weight_decay)."""
+        return list(product(self.learning_rate, self.weight_decay))
+
+    def __str__(self) -> str:
+        """ "halving", or "grid learning_rate 0.1 0.01": what is not the default."""
+        usual = Search()
+        text = self.how
+        for name in ("learning_rate", "weight_decay", "epochs", "seed", "metric"):
+            if (value := getattr(self, name)) != getattr(usual, name):
+                many = value if isinstance(value, tuple) else [value]
+                text += f" {name} " + " ".join(f"{v:g}" if v != str(v) else v for v in many)
+        if self.by != usual.by:
+            name, chosen = self.by
+            changed = set(chosen) - set(settings("evals", name))
+            text += f" by {name}" + "".join(f" {k} {v}" for k, v in sorted(changed))
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +196,7 @@ class EncoderSpec(_Content):
     weight_decay: Weight = 0.05  # on weights alone: not on norms, biases, tokens and positions
     warmup_epochs: Weight = 10  # learning rate from 1/10 to full, then a half cosine to 0
     early_stop: str = "never"  # or "collapse": when two looks in a row find features on a line
+    search: Search | None = None  # of learning_rate and weight_decay, which then are 0 here
     seed: Whole = 0  # of the init, the order of images and the views
     recipe: Settings = ()  # the method's whole Config: editing a default renames the encoder
     version: int = 3  # of loop, view presets, backbones, inits; raise it if a fix outdates encoders
@@ -153,7 +213,7 @@ class EncoderSpec(_Content):
             raise ValueError(f"batch_size={self.batch_size}: contrast needs at least 2 images")
         if self.epochs < 1:
             raise ValueError(f"epochs={self.epochs}: pretrain for 1 or more, or use method='none'")
-        if self.learning_rate <= 0:
+        if self.learning_rate <= 0 and not self.search:
             raise ValueError(f"learning_rate={self.learning_rate}: it must be above 0")
 
 
@@ -181,7 +241,9 @@ class Shard:
         return cls(int(part), int(of))
 
     def holds(self, spec: EncoderSpec) -> bool:
-        """Encoders that start from the same supervised one are in the same part."""
+        """Encoders that start from the same supervised one, or from one search, are in one part."""
+        if spec.search:
+            spec = replace(spec, seed=spec.search.seed)
         while above := parent(spec):
             spec = above
         return int(spec.id, 16) % self.of == self.part - 1
@@ -291,6 +353,7 @@ class Sweep:
     weight_decay: float | Sequence[float] = 0.05
     warmup_epochs: float | Sequence[float] = 10
     early_stop: str | Sequence[str] = "never"
+    search: Search | Sequence[Search | None] | None = None  # of learning_rate and weight_decay
     seed: int | Sequence[int] = 0
     eval: Named | Sequence[Named] = ("knn", "linear_probe")
     target: str | Sequence[str] = SAME
@@ -305,6 +368,9 @@ class Sweep:
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), Iterator):  # which is empty once read
                 object.__setattr__(self, f.name, list(value))
+        searched = [axis for axis in SEARCHED if getattr(self, axis) != getattr(Sweep, axis)]
+        if searched and all(_several(self.search)):
+            raise ValueError(f"{searched[0]} is chosen by the Search: name its values there")
 
     def cells(self) -> list[Cell]:
         """Every cell that is kept, once each, those of one encoder side by side."""
@@ -347,6 +413,8 @@ class Sweep:
                     spec |= UNUSED
                 elif spec["views"] == OWN:
                     spec["views"] = registry.attribute("methods", name, "preset", "asymmetric")
+                if spec["search"]:
+                    spec |= dict.fromkeys(SEARCHED, 0)
                 if spec["sampling"] == "balanced" and "+" not in spec["dataset"]:
                     spec["sampling"] = "proportional"  # the same order of images, so the same id
                 yield EncoderSpec(method=name, recipe=recipe, **spec)
@@ -401,7 +469,7 @@ def _unlike(source: str, target: str) -> str | None:
 
 def _several(axis) -> list:
     """One value as a list of one; `("simclr", {...})` is one value."""
-    alone = isinstance(axis, str | Number) or (
+    alone = isinstance(axis, str | Number | Search | None) or (
         isinstance(axis, tuple) and len(axis) == 2 and isinstance(axis[1], Mapping)
     )
     return [axis] if alone else list(axis)

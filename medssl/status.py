@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 
+from medssl import search
 from medssl.spec import Cell, EncoderSpec, parent
 from medssl.store import Store
 
@@ -61,6 +62,8 @@ class Status:
 
     trials: list[Trial]
     parents: list[Trial] = field(default_factory=list)  # supervised inits, made first; of no cells
+    points: list[Trial] = field(default_factory=list)  # of searches, as far as it is known which
+    later: int = 0  # points of which it is not
 
     @property
     def cells(self) -> int:
@@ -102,7 +105,7 @@ class Reader:
     """Reads the state of the same cells again and again, and opens only what has changed since."""
 
     def __init__(self, cells: Sequence[Cell], store: Store):
-        self._store, self._cells = store, {}
+        self._store, self._cells, self._searches = store, {}, None
         for cell in cells:
             self._cells.setdefault(cell.encoder.id, []).append(cell)
         self._said: dict[
@@ -117,12 +120,30 @@ class Reader:
         trials = {id: Trial(cells[0].encoder, cells) for id, cells in self._cells.items()}
         above = [parent(t.spec) for id, t in trials.items() if id not in made]
         parents = {spec.id: Trial(spec, []) for spec in above if spec}
-        for id, trial in (trials | parents).items():
+        points, later = self._points([t.spec for t in trials.values()], made)
+        for id, trial in (trials | parents | points).items():
             trial.made = id in made
             trial.done = sum(cell.id in done for cell in trial.cells)
             if id in spoke:
                 trial.read = partial(self._latest, id, spoke[id])
-        return Status(list(trials.values()), list(parents.values()))
+            if id in points and id in self._searches.diverged:
+                trial.done = len(trial.cells)
+        return Status(*(list(of.values()) for of in (trials, parents, points)), later)
+
+    def _points(self, specs: list[EncoderSpec], made: set[str]) -> tuple[dict[str, Trial], int]:
+        """Of searches for these encoders those points that are measured, or can be; and how many
+        more there will be."""
+        points, later = {}, 0
+        if searched := [spec for spec in specs if spec.search]:
+            if self._searches:
+                self._searches.look()
+            else:
+                self._searches = search.Searches(self._store)
+        for spec in search.asked(searched, ()):
+            for cells in self._searches.known(spec):
+                points[cells[0].encoder.id] = Trial(cells[0].encoder, cells)
+            later += len(self._searches.later(spec)) * (spec.id not in made)
+        return points, later
 
     def _latest(self, id: str, stamp: str) -> dict:
         if self._said.get(id, ("",))[0] != stamp:
@@ -134,7 +155,7 @@ class Reader:
 
 def stop(status: Status, store: Store) -> None:
     """Says of the trials that seem to run that they do not, once their driver has ended."""
-    making = [t for t in status.parents if t.state in RUNNING]
+    making = [t for t in status.parents + status.points if t.state in RUNNING]
     for trial in [*making, *status.of(*RUNNING)]:
         said = trial.said | {"state": "stopped", "updated": time.time()}
         store.write(f"progress/{trial.spec.id}.json", json.dumps(said).encode())

@@ -3,6 +3,7 @@
     encoders/ID.safetensors   features/ID/IMAGES-SPLIT-ENCODER.safetensors   checkpoints/ID[-FIT].pt
     rows/CELL.parquet         predictions/CELL.parquet            progress/ID.json   logs/ID.log
     inits/NAME.sha256         which file was meant by the name of an init, see weights.py
+    diverged/ID.txt                          what is not worth another try, see search.py
     rows.parquet   audits/SPLITS.json   drivers/SWEEP.json   see results.py, audit.py, alone.py
 
 A file appears whole or not at all: in a folder it is written beside its name, forced to disk, then

@@ -4,6 +4,8 @@
 
 The supervised encoders that others start from are trials of their own, each once: what starts from
 one is begun when it is there, and of all that can begin the longest is first.
+Of a search the points of the first rung are trials like any other; which points those of the next
+are is known to the worker, from the store, once the rung before is complete.
 Tune's own state is scratch: to resume, or to add cells, a sweep is run again. A lost worker is
 retried by Tune, and the trial counts its attempts, since only it knows which of them a preemption
 ended; a bug, a diverged loss or bad data is recorded by the trial and not retried, for the same
@@ -29,10 +31,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from medssl import results
+from medssl import results, search
 from medssl._work import Preempted
 from medssl.cost import INF, UNKNOWN, Costs, Queue, weight
 from medssl.plan import to_make
+from medssl.search import Later
 from medssl.spec import SUPERVISED, Cell, EncoderSpec, Resources, parent
 from medssl.store import AWAY_S, Store, open_store
 
@@ -67,10 +70,12 @@ class Job:
 
 _leave = threading.Event()  # on a worker: it has been asked to end
 _pending: collections.deque = collections.deque(maxlen=8)
+NOT_MADE = "the encoder of its init was not made"
 BUDGET = "not begun, for it would exceed the budget"
 ATTEMPTS = 20  # of a trial whose worker dies before it can count them itself
 
-Work = list[Cell] | EncoderSpec  # of a trial: cells to measure, or an encoder to make
+Work = list[Cell] | EncoderSpec | Later  # of a trial: cells to measure, an encoder to make, or a
+# point of a search, that is still to be found
 
 
 def run(
@@ -115,26 +120,25 @@ def run(
     )
     weights, driver = os.environ.get("MEDSSL_WEIGHTS"), uuid.uuid4().hex
     job = Job(store.address, data, weights, code, resources, gpu, driver)
-    made = store.names("encoders", ".safetensors")
-    asked_for = to_make([mine[0] for mine in todo.values()], made)
-    above = {spec.id: spec for spec in asked_for if spec.method == SUPERVISED}
+    work, waits, points = _work(todo, store)
+    above = sum(isinstance(each, EncoderSpec) for each in work.values())
     if above:
-        say(f"supervised encoders that others start from, to be made before those: {len(above)}")
-    work: dict[str, Work] = {**above, **todo}
-    parents = {id: p.id for id in work if (p := parent(_spec(work[id]))) and p.id in above}
+        say(f"supervised encoders that others start from, to be made before those: {above}")
+    if points:
+        say(f"points of searches, to be measured before what they choose for: {len(points)}")
+    made = store.names("encoders", ".safetensors")
     known = {
-        id: weight(todo.get(id, ()), _spec(each), id not in made, costs)
-        for id, each in work.items()
+        id: weight(_cells(each), _spec(each), id not in made, costs) for id, each in work.items()
     }
-    queue = Queue(known, parents, budget_s)
+    queue = Queue(known, waits, budget_s)
     found = {}
     with _ctrl_c(say) as asked, contextlib.suppress(KeyboardInterrupt):
-        found = _fit(work, queue, job, slots)
+        found = _fit(work, queue, job, slots, points)
     if asked.is_set():
         ray.shutdown()  # no trial goes on
         return {}
     say(queue.told(gpu))
-    lost = {id: why for id in todo if (why := _ended(id, found, parents))}
+    lost = {id: why for id in todo if (why := _ended(id, found, waits, points))}
     if budget_s < INF:
         lost |= {id: BUDGET for id in todo if id not in found and id not in lost}
     silent = [id for id in todo if id in found and id not in lost and not _failed(found[id])]
@@ -142,18 +146,52 @@ def run(
     return lost | dict.fromkeys(unseen, _unseen(store))
 
 
-def _ended(id: str, found: dict, parents: dict[str, str]) -> str:
+def _work(
+    todo: dict[str, list[Cell]], store: Store
+) -> tuple[dict[str, Work], dict[str, set[str]], set[str]]:
+    """All trials, those that others wait for too; which wait for which; and which are points of a
+    search, so that they may diverge."""
+    made, searches = store.names("encoders", ".safetensors"), search.Searches(store)
+    work: dict[str, Work] = {id: list(cells) for id, cells in todo.items()}
+    waits: dict[str, set[str]] = {}
+    points: set[str] = set()
+    for spec in search.asked([cells[0].encoder for cells in todo.values()], made):
+        for cell in searches.missing(spec):
+            mine = work.setdefault(cell.encoder.id, [])
+            mine += [cell] * (cell not in mine)
+            points.add(cell.encoder.id)
+        work |= {one.id: one for one in searches.later(spec)}
+        points |= {one.id for one in searches.later(spec)}
+        waits |= search.waits(spec, searches)
+    for id, (first, *_) in todo.items():
+        if id not in made and first.encoder.search:
+            waits[id] = waits[search.base(first.encoder).id]
+    for spec in to_make([cell for each in work.values() for cell in _cells(each)[:1]], made):
+        if spec.method == SUPERVISED:
+            work[spec.id] = spec
+    for id, each in work.items():
+        if (above := parent(_spec(each))) and above.id in work:
+            waits[id] = waits.get(id, set()) | {above.id}
+    return work, waits, points
+
+
+def _ended(id: str, found: dict, waits: dict[str, set[str]], points: set[str]) -> str:
     """Why a trial did not do what it was to do, where it cannot have said so itself; else ""."""
     if id in found:
         return _why(found[id].error) if found[id].error is not None else ""
-    if above := found.get(parents.get(id)):
-        why = _why(above.error) if above.error is not None else _failed(above)
-        if why:
-            return f"the encoder of its init was not made: {why} (logs/{parents[id]}.log)"
+    for above in sorted(waits.get(id, ())):
+        what = "a point of its search was not measured" if above in points else NOT_MADE
+        if above not in found:
+            if further := _ended(above, found, waits, points):
+                return further
+        elif found[above].error is not None:
+            return f"{what}: {_why(found[above].error)} (logs/{above}.log)"
+        elif not _well(found[above].metrics, above in points):
+            return f"{what}: {_failed(found[above])} (logs/{above}.log)"
     return ""
 
 
-def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int) -> dict:
+def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int, points: set[str]) -> dict:
     """A Tune trial for each, in the queue's order; Ray's results, by encoder id."""
     import ray
     from ray import tune
@@ -165,7 +203,7 @@ def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int) -> dict:
             {"cpu": job.resources.cpu, "gpu": job.gpu},
         ),
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(queue),
+            search_alg=_searcher(queue, points),
             num_samples=-1,
             max_concurrent_trials=slots,
             reuse_actors=True,
@@ -188,8 +226,8 @@ def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int) -> dict:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _searcher(queue: Queue):
-    """What Tune asks for its next trial."""
+def _searcher(queue: Queue, points: set[str]):
+    """What Tune asks for its next trial; of searches the `points`, that may diverge."""
     from ray.tune.search import Searcher
 
     class Next(Searcher):
@@ -205,7 +243,8 @@ def _searcher(queue: Queue):
             return found and {"encoder": found}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error=False):
-            queue.ended(self._of.pop(trial_id), ok=not error and (result or {}).get("failed") == "")
+            id = self._of.pop(trial_id)
+            queue.ended(id, ok=not error and _well(result, id in points))
 
         def save(self, path: str) -> None:
             """Nothing: what is done is in the store."""
@@ -216,8 +255,13 @@ def _searcher(queue: Queue):
     return Next()
 
 
+def _cells(work: Work) -> list[Cell]:
+    """Of a point that is still to be found, those of another one."""
+    return [] if isinstance(work, EncoderSpec) else work.like if isinstance(work, Later) else work
+
+
 def _spec(work: Work) -> EncoderSpec:
-    return work if isinstance(work, EncoderSpec) else work[0].encoder
+    return work if isinstance(work, EncoderSpec) else _cells(work)[0].encoder
 
 
 @contextlib.contextmanager
@@ -257,17 +301,19 @@ def _trial(config: dict, job: Job, work: list) -> None:
     if _leave.is_set():  # in an earlier trial, which had an end of its own
         raise Preempted("before it began, with its worker")
     with _sigterm():
-        failed = _done(config["encoder"], job, work)
+        told = _done(config["encoder"], job, work)
     from ray import tune
 
-    tune.report({"failed": failed})
+    tune.report(told)
 
 
-def _done(encoder: str, job: Job, work: list) -> str:
-    """Does it; why it failed, or "". What a retry may mend is raised."""
+def _done(encoder: str, job: Job, work: list) -> dict:
+    """Does it; why it "failed", or "", and whether it "diverged". What a retry may mend is
+    raised."""
     import torch
 
     from medssl import device, trial
+    from medssl.pretrain import NotFinite
 
     torch.set_num_threads(job.resources.cpu)
     if job.weights:
@@ -280,13 +326,17 @@ def _done(encoder: str, job: Job, work: list) -> str:
         here = trial.Here(where, job.data, job.code, job.resources.checkpoint_s, **attempts)
         if isinstance(mine, EncoderSpec):
             trial.make(mine, store, here)
-        elif cells := results.missing(mine, store):
-            trial.run(cells, store, here)
+        else:
+            if isinstance(mine, Later):
+                mine = search.Searches(store).of_later(mine)
+            if cells := results.missing(mine, store):
+                trial.run(cells, store, here)
     except Exception as error:
         if trial.can_pass(error):
             raise  # Tune tries again, on a new worker
-        return f"{type(error).__name__}: {error}".partition("\n")[0]  # it is in its log
-    return ""
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]  # it is in its log
+        return {"failed": why, "diverged": isinstance(error, NotFinite)}
+    return {"failed": "", "diverged": False}
 
 
 @functools.lru_cache(maxsize=1)
@@ -415,6 +465,12 @@ def _name(trial) -> str:
 def _why(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+
+
+def _well(told: dict | None, point: bool) -> bool:
+    """Whether a trial has done what others wait for; a point of a search may diverge."""
+    told = told or {}
+    return told.get("failed") == "" or (point and bool(told.get("diverged")))
 
 
 def _failed(result) -> str:

@@ -109,7 +109,7 @@ class Mirror:
         unread = ""
         try:
             self._connect()
-            for trial in status.trials:
+            for trial in status.trials + status.points:
                 try:
                     if not self._whole(trial) and (trial.done or trial.said):
                         self._bring(trial)
@@ -235,7 +235,7 @@ class Mirror:
     def _params(self, run_id: str, trial: Trial) -> None:
         from mlflow.entities import Param, RunTag
 
-        values = asdict(trial.spec)
+        values = asdict(trial.spec) | {"search": trial.spec.search or ""}
         recipe = dict(values.pop("recipe"))
         values |= {(f"method_{k}" if k in values else k): v for k, v in recipe.items()}
         params = [Param(k, str(v)) for k, v in values.items()]

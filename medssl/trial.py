@@ -42,6 +42,7 @@ from medssl import (
     monitor,
     registry,
     results,
+    search,
     supervised,
     weights,
 )
@@ -51,7 +52,7 @@ from medssl.datasets._splits import sample
 from medssl.evals import Features
 from medssl.features import Judged
 from medssl.pretrain import NotFinite, initial, pretrain
-from medssl.spec import NONE, SUPERVISED, Cell, EncoderSpec, parent
+from medssl.spec import NONE, SEARCHED, SUPERVISED, Cell, EncoderSpec, parent
 from medssl.store import Store
 
 PASSING = OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, Preempted
@@ -269,13 +270,21 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
         ) from misfit
     progress.curve = about.pop("curve")
     seen = about.pop("seen", [] if spec.method == NONE else [spec.dataset])
-    for own in ("init", "learned"):  # of the file, not of the rows
+    for own in ("init", "learned", "search"):  # of the file, not of the rows
         about.pop(own, None)
     return Made(encoder, about, sha256[:12], tuple(seen))
 
 
 def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> bytes:
     """The file of a freshly pretrained encoder."""
+    chosen, found = {}, {}
+    asked = spec
+    if spec.search:
+        searches = search.Searches(store)
+        asked = search.resolved(spec, searches.chosen(spec))
+        chosen = {axis: getattr(asked, axis) for axis in SEARCHED}
+        found = {"search": search.told(searches.standing(spec))}
+        progress.say(f"{spec.search}: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()))
     file, labelled = f"checkpoints/{spec.id}.pt", spec.method == SUPERVISED
     checkpoint = _checkpoint(file, store, here, progress)
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
@@ -290,7 +299,7 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
             supervised.train(spec, here.data, here.device, checkpoint)
             if labelled
             else pretrain(
-                spec,
+                asked,
                 images,
                 here.device,
                 report=progress.epoch,
@@ -298,8 +307,9 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
                 start=start,
             )
         )
-    except NotFinite:
+    except NotFinite as why:
         store.delete(file)  # it may hold the loss that was not finite, and would again
+        store.write(search.diverged(spec.id), str(why).encode())
         raise
     if spec.train_images > there:
         trained.notes.append(f"train_images cut to the {there} there are")
@@ -309,7 +319,7 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
     if name and (store.read(name) or b"").decode() != loaded.sha256:
         raise ValueError(f"the file of init {spec.init!r} was exchanged just as it was read: again")
     trained.notes += [f"init learned all labels of {dataset}" for dataset in loaded.learned]
-    about = {
+    about = chosen | {
         "encoder_code": here.code,
         "encoder_device": where["device"],
         "encoder_precision": where["precision"],
@@ -333,7 +343,7 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
     for note in trained.notes:
         progress.say(note)
     state = {k: v.cpu().contiguous() for k, v in trained.encoder.state_dict().items()}
-    own = {
+    own = found | {
         "curve": trained.curve,
         "init": fitted,
         "learned": [*loaded.learned, *[spec.dataset] * labelled],

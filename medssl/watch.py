@@ -28,7 +28,8 @@ def render(status: Status) -> Group:
     axes = varying(status)
     for column in ("encoder", *axes, "now", "loss", "views/s"):
         table.add_column(column, overflow="fold")
-    running = [t for t in status.parents if t.state in RUNNING] + status.of(*RUNNING)
+    before = [t for t in status.parents + status.points if t.state in RUNNING]
+    running = before + status.of(*RUNNING)
     for trial in running[:SHOWN]:
         last = trial.curve[-1] if trial.curve else {}
         table.add_row(
@@ -48,7 +49,7 @@ def render(status: Status) -> Group:
 
 def varying(status: Status) -> list[str]:
     """The method, and the axes on which the sweep's pretrained encoders differ."""
-    specs = [t.spec for t in status.trials if t.spec.method != NONE]
+    specs = [t.spec for t in status.trials + status.points if t.spec.method != NONE]
     axes = (f.name for f in fields(EncoderSpec) if f.name not in HIDDEN)
     return [a for a in axes if a == "method" or len({getattr(s, a) for s in specs}) > 1]
 
@@ -57,11 +58,14 @@ def line(status: Status) -> str:
     """trials 3/8 done, 2 running, 1 failed; cells 18/48; about 4 min of pretraining left"""
     states = status.states
     running = sum(states[state] for state in RUNNING)
-    running += sum(t.state in RUNNING for t in status.parents)
+    running += sum(t.state in RUNNING for t in status.parents + status.points)
     text = f"trials {states['finished']}/{len(status.trials)} done, {running} running"
     text += f", {states['failed']} failed" if states["failed"] else ""
     if making := [t for t in status.parents if t.state != "finished"]:
         text += f", {len(making)} supervised init{'s' * (len(making) > 1)} to make first"
+    if status.points:
+        done = sum(t.state in ("finished", "failed") for t in status.points)
+        text += f"; points of searches {done}/{len(status.points) + status.later}"
     text += f"; cells {status.cells_done}/{status.cells}"
     eta_s = status.eta_s() if running else None
     return text + (f"; about {duration(eta_s)} of pretraining left" if eta_s is not None else "")

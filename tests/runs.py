@@ -11,7 +11,7 @@ from medssl import plan, results
 from medssl.store import open_store
 
 FILE = """
-from medssl import Resources, Sweep
+from medssl import Resources, Search, Sweep
 
 SIMCLR = ("simclr", {"hidden_dim": 64, "out_dim": 32})  # narrow heads: checkpoints are small
 BYOL = ("byol", {"hidden_dim": 64, "predictor_dim": 64, "out_dim": 32})

@@ -125,19 +125,19 @@ def emptied(queue) -> list[str]:
 
 
 def test_the_longest_chain_is_first():
-    parents = {"child": "above", "grandchild": "child"}
+    parents = {"child": ["above"], "grandchild": ["child"]}
     queue = cost.Queue(weights(a=1, b=5, above=2, child=4, grandchild=3), parents)
     assert emptied(queue) == ["above", "child", "b", "grandchild", "a"]
 
 
 def test_what_waits_is_begun_when_its_parent_has_ended_well():
-    queue = cost.Queue(weights(above=9, child=5, b=1), {"child": "above"})
+    queue = cost.Queue(weights(above=9, child=5, b=1), {"child": ["above"]})
     assert [queue.next(), queue.next(), queue.next()] == ["above", "b", None]
     queue.ended("b", ok=True)
     assert queue.next() is None
     queue.ended("above", ok=True)
     assert queue.next() == "child"
-    failed = cost.Queue(weights(above=9, child=5), {"child": "above"})
+    failed = cost.Queue(weights(above=9, child=5), {"child": ["above"]})
     assert failed.next() == "above"
     failed.ended("above", ok=False)
     assert failed.next() is failed.END

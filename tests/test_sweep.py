@@ -317,7 +317,7 @@ def begun(tmp_path, monkeypatch):
     def run(ends, **more):
         given = []
 
-        def fit(work, queue, job, slots):
+        def fit(work, queue, job, slots, points):
             found = {}
             while (id := queue.next()) is not queue.END:
                 given.append(id)
@@ -413,7 +413,7 @@ def test_after_tune_has_ended_ctrl_c_is_answered_by_an_exception(tmp_path, monke
     monkeypatch.setattr(tune, "Tuner", Tuner)
     job = engine.Job(str(tmp_path), None, None, "test", Resources(), 0, "")
     with engine._ctrl_c(lambda _: None) as asked:
-        engine._fit({}, None, job, 1)
+        engine._fit({}, None, job, 1, set())
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert asked.is_set()

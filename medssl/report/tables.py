@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import mean, stdev
 
-from medssl.spec import NONE, SAME, EncoderSpec, labels
+from medssl.spec import NONE, SAME, SEARCHED, EncoderSpec, labels
 
 RECIPE = ("views", "epochs", "batch_size", "optimizer", "learning_rate", "weight_decay")
-RECIPE += ("warmup_epochs", "sampling", "early_stop", "train_images")
+RECIPE += ("warmup_epochs", "sampling", "early_stop", "train_images", "search")
 AXES = (
     "target",
     "label",
@@ -33,8 +33,9 @@ AXES = (
 )
 NOTED = ("backbone", "init", "image_size", *RECIPE)  # in the caption, where all share them
 QUIET = {
-    axis: str(getattr(EncoderSpec, axis)) for axis in RECIPE[-3:]
+    axis: str(getattr(EncoderSpec, axis)) for axis in RECIPE[-4:-1]
 }  # of which a default goes unsaid
+CHOSEN = "chosen"  # in the place of what a search chose, for each line its own
 MACRO = "macro"  # in the place of a label: the mean over all
 
 Known = tuple[int, float]  # shots and label fraction: columns in this order, shots last
@@ -119,6 +120,9 @@ def notes(rows: Iterable[dict]) -> list[str]:
         if row["method"] == NONE and whole:
             seeds[row["backbone"], row["init"], row["init_sha256"]].add(row["seed"])
         told = row["notes"].split("; ") if row["notes"] else []
+        if row.get("search"):
+            found = ", ".join(f"{axis} {row[axis]:g}" for axis in SEARCHED)
+            told.append(f"{found} chosen on validation of {row['dataset']}")
         if row["init_left_random"]:
             told.append(f"init {row['init']} left random: {row['init_left_random']}")
         for note in told:
@@ -288,7 +292,8 @@ def _varies(rows: list[dict], axis: str) -> bool:
     values = defaultdict(set)
     for row in rows:
         if not (axis in RECIPE and row["method"] == NONE):
-            values[row["method"] if axis == "recipe" else None].add(row[axis])
+            told = text(row, axis) if axis in (*SEARCHED, "search") else row[axis]
+            values[row["method"] if axis == "recipe" else None].add(told)
     return any(len(of_one) > 1 for of_one in values.values())
 
 
@@ -299,7 +304,9 @@ def _shared(rows: list[dict], axis: str) -> str:
 
 def text(row: dict, axis: str) -> str:
     """The row's value on an axis, as tables show it."""
-    value = row[axis]
+    value = row.get(axis) or "" if axis == "search" else row[axis]
+    if axis in SEARCHED and row.get("search"):
+        return CHOSEN
     if axis == "source" and value in (None, row["target"]):  # None in a store of before
         return SAME
     if axis in ("dataset", *RECIPE) and row["method"] == NONE:

@@ -1,0 +1,327 @@
+"""What is chosen depends on validation scores alone, and on nothing that happened on the way."""
+
+import functools
+import json
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from runs import Runs
+
+from medssl import Search, Sweep, _layouts, cost, plan, results, search, status, watch
+from medssl.spec import Shard, parent
+from medssl.store import Store
+
+HALVING = Search(how="halving", epochs=100)
+SWEEP = Sweep(
+    name="t",
+    method="simclr",
+    dataset="medmnist/breastmnist",
+    backbone="vit/tiny-14",
+    image_size=28,
+    seed=[0, 1],
+    eval="knn",
+    label_fraction=1.0,
+    search=HALVING,
+)
+
+
+def spec(**changes):
+    return replace(SWEEP, **changes).cells()[0].encoder
+
+
+def measure(store, cell, value, metric="val_auroc"):
+    metrics = {metric: value, "auroc": 1 - value}  # what is best on test is worst on validation
+    results.save(store, cell, metrics, {"scores": np.zeros((2, 2), np.float32)}, {})
+
+
+def score(cell) -> float:
+    """Best at a rate of 0.003 and a decay of 1e-4."""
+    rate, decay = cell.encoder.learning_rate, cell.encoder.weight_decay
+    return 0.9 - 0.1 * abs(np.log10(rate / 0.003)) - 0.01 * abs(np.log10(decay / 1e-4))
+
+
+def finished(store, one, scored=score, order=iter) -> search.Searches:
+    """The search after all its rungs have been measured, each in the order that `order` makes."""
+    searches = search.Searches(store)
+    while missing := searches.missing(one):
+        for cell in order(missing):
+            measure(store, cell, scored(cell))
+        searches.look()
+    return searches
+
+
+@pytest.mark.parametrize(
+    ("points", "rungs"),
+    [
+        (12, [(12, 11), (4, 33), (2, 66)]),
+        (27, [(27, 11), (9, 33), (3, 100)]),
+        (2, [(2, 33)]),
+        (3, [(3, 33)]),
+        (4, [(4, 16), (2, 33)]),
+    ],
+)
+def test_halving_takes_a_third_of_the_grids_epochs_at_most(points, rungs):
+    rates = [0.001 * (i + 1) for i in range(points)]
+    one = spec(search=replace(HALVING, learning_rate=rates, weight_decay=0.0))
+    assert search.rungs(one) == rungs
+    assert 3 * sum(n * epochs for n, epochs in rungs) <= 100 * points
+    assert search.rungs(spec(search=replace(one.search, how="grid"))) == [(points, 100)]
+
+
+def test_the_papers_search_is_the_default():
+    one = spec(search=Search())
+    assert search.rungs(one) == [(12, 100)]  # a quarter of 400
+    (rate, decay), *_ = one.search.points
+    assert (rate, decay) == (0.3, 1e-3)
+    (cell,) = search.cells(one, (0.03, 1e-5), 100)
+    point = cell.encoder
+    assert (point.learning_rate, point.weight_decay, point.epochs) == (0.03, 1e-5, 100)
+    assert (cell.eval, cell.target, cell.label_fraction) == ("linear_probe", one.dataset, 1)
+    assert point.search is None
+
+
+@pytest.mark.parametrize("how", ["grid", "halving"])
+def test_the_best_on_validation_is_chosen_for_every_seed(tmp_path, how):
+    store, mine = Store(tmp_path), replace(SWEEP, search=replace(HALVING, how=how))
+    first, second = (cell.encoder for cell in mine.cells())
+    searches = finished(store, first)
+    assert searches.chosen(first) == searches.chosen(second) == (0.003, 1e-4)
+    assert searches.missing(second) == searches.later(second) == []
+    assert {c.encoder.seed for of in searches.known(second) for c in of} == {0}
+
+
+def _shuffled(dice, cells):
+    return dice.sample(cells, len(cells))
+
+
+def test_a_choice_does_not_depend_on_which_point_came_first(tmp_path):
+    told = []
+    for luck in range(5):
+        shuffled = functools.partial(_shuffled, random.Random(luck))
+        one = spec()
+        found = finished(Store(tmp_path / str(luck)), one, lambda cell: 0.5, shuffled)
+        assert found.chosen(one) == (0.3, 1e-3)  # all are equal: the grid's first
+        told.append(search.told(found.standing(one)))
+    assert all(each == told[0] for each in told)
+    assert [line["rung"] for line in told[0]] == [1] * 12 + [2] * 4 + [3] * 2
+
+
+def test_the_next_rung_is_the_best_third_once_all_are_measured(tmp_path):
+    store, one = Store(tmp_path), spec()
+    searches = search.Searches(store)
+    cells = searches.missing(one)
+    for cell in cells[:-1]:
+        measure(store, cell, score(cell))
+    searches.look()
+    assert searches.missing(one) == cells[-1:]
+    later = searches.later(one)
+    assert [(each.rung, each.place) for each in later] == [(1, place) for place in range(4)] + [
+        (2, 0),
+        (2, 1),
+    ]
+    with pytest.raises(ValueError, match="not complete"):
+        searches.of_later(later[0])
+    measure(store, cells[-1], score(cells[-1]))
+    searches.look()
+    best = sorted(cells, key=score, reverse=True)[:4]
+    asked = [replace(c, encoder=replace(c.encoder, epochs=33)) for c in best]
+    assert searches.missing(one) == asked
+    assert [searches.of_later(each) for each in later[:4]] == [[cell] for cell in asked]
+    assert searches.later(one) == later[4:]
+
+
+def test_what_diverges_is_the_worst_and_is_not_tried_again(tmp_path):
+    store, one = Store(tmp_path), spec()
+    searches = search.Searches(store)
+    later = searches.later(one)
+    for cell in searches.missing(one):
+        if cell.encoder.learning_rate > 0.001:  # three points are left
+            store.write(search.diverged(cell.encoder.id), b"not finite")
+        else:
+            measure(store, cell, score(cell))
+    searches.look()
+    assert {c.encoder.learning_rate for c in searches.missing(one)} == {0.0003}
+    assert len(searches.missing(one)) == 3
+    assert searches.of_later(later[3]) == []
+    searches = finished(store, one)
+    assert searches.chosen(one) == (0.0003, 1e-4)
+    told = search.told(searches.standing(one))
+    assert [line["score"] for line in told[3:12]] == [None] * 9
+    json.dumps(told, allow_nan=False)
+
+
+def test_without_a_score_nothing_is_chosen(tmp_path):
+    store, one = Store(tmp_path), spec()
+    with pytest.raises(ValueError, match="12 points are not measured yet"):
+        search.Searches(store).chosen(one)
+    with pytest.raises(ValueError, match="no point of the search for it has a val_auroc"):
+        finished(store, one, lambda cell: float("nan")).chosen(one)
+
+
+def test_of_a_union_the_mean_over_its_members_chooses(tmp_path):
+    store, one = Store(tmp_path), spec(dataset="medmnist/breastmnist+pneumoniamnist")
+    cells = search.Searches(store).missing(one)
+    assert len(cells) == 24
+    assert {c.target for c in cells} == {"medmnist/breastmnist", "medmnist/pneumoniamnist"}
+
+    def scored(cell):  # by breast alone the first point would win, by pneumonia alone the last
+        breast, place = (
+            "breast" in cell.target,
+            one.search.points.index((cell.encoder.learning_rate, cell.encoder.weight_decay)),
+        )
+        return {0: 1.0 * breast, 5: 0.7, 11: 1.0 * (not breast)}.get(place, 0.1)
+
+    assert finished(store, one, scored).chosen(one) == one.search.points[5]
+
+
+def test_a_torn_file_is_as_if_not_measured_and_set_aside(tmp_path):
+    store, one = Store(tmp_path), spec(search=replace(HALVING, how="grid"))
+    finished(store, one)
+    cell = search.Searches(store).known(one)[0][0]
+    store.write(f"rows/{cell.id}.parquet", b"torn")
+    searches = search.Searches(store)
+    assert searches.missing(one) == [cell]
+    assert search.set_aside_broken([one], store) == [f"rows/{cell.id}.parquet"]
+    assert results.missing([cell], store) == [cell]
+    assert finished(store, one).chosen(one) == (0.003, 1e-4)
+
+
+def test_trials_wait_for_the_whole_rung_before(tmp_path):
+    store, one = Store(tmp_path), spec()
+    searches = search.Searches(store)
+    waits = search.waits(one, searches)
+    *second, third, fourth = searches.later(one)
+    first = {c.encoder.id for c in searches.missing(one)}
+    assert [waits[each.id] for each in second] == [first] * 4
+    assert waits[third.id] == waits[fourth.id] == {each.id for each in second}
+    assert waits[search.base(one).id] == {third.id, fourth.id}
+
+
+def test_a_plan_counts_the_points_and_what_they_take(tmp_path):
+    store = Store(tmp_path)
+    found = plan.make(replace(SWEEP, dataset="phantom/cells"), store, None)
+    assert found.problems == found.absent == []
+    assert len(found.ahead) == 18
+    assert sum(each.epochs for each in found.ahead) == 12 * 11 + 4 * 33 + 2 * 66
+    assert found.to_pretrain(store) == 2 + 18
+    finished(store, found.cells[0].encoder)
+    assert plan.make(found.sweep, store, None).ahead == []
+
+
+def test_what_is_made_needs_no_search(tmp_path):
+    store = Store(tmp_path)
+    for cell in SWEEP.cells():
+        store.write(f"encoders/{cell.encoder.id}.safetensors", b"")
+    assert plan.make(SWEEP, store, None).points == []
+
+
+def test_status_shows_points_beside_the_sweeps_own_cells(tmp_path):
+    store, one = Store(tmp_path), spec()
+    cells = SWEEP.cells()
+    read = status.Reader(cells, store).read
+    assert "points of searches 0/18; cells 0/2" in watch.line(read())
+    first = search.Searches(store).missing(one)
+    measure(store, first[0], 0.5)
+    store.write(search.diverged(first[1].encoder.id), b"not finite")
+    assert "points of searches 2/18; cells 0/2" in watch.line(read())
+    finished(store, one)
+    assert "points of searches 18/18; cells 0/2" in watch.line(read())
+
+
+def test_parts_of_a_sweep_share_no_search():
+    grid = replace(SWEEP, seed=list(range(8)), init=["random", "supervised:medmnist/breastmnist"])
+    by_init: dict[str, set[bool]] = {}
+    for cell in grid.cells():
+        by_init.setdefault(cell.encoder.init, set()).add(Shard(1, 2).holds(cell.encoder))
+    assert all(len(found) == 1 for found in by_init.values())
+    assert parent(grid.cells()[-1].encoder)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"how": "luck"}, "it must be one of grid, halving"),
+        ({"learning_rate": []}, "Search learning_rate is empty"),
+        ({"learning_rate": [0.1, 0]}, "learning_rate=0"),
+        ({"weight_decay": [-1]}, "weight_decay=-1"),
+        ({"learning_rate": 0.1, "weight_decay": 0}, "Search has one point"),
+        ({"by": "ood"}, "choose from linear_probe, sgd_probe, knn, finetune"),
+        ({"by": ("knn", {"k": 3})}, "knn has no setting 'k'"),
+        ({"metric": "auroc"}, "it must be one of val_auroc, val_accuracy, val_balanced_accuracy"),
+    ],
+)
+def test_a_wrong_search_is_a_sentence(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        Search(**wrong)
+
+
+def test_a_rate_beside_a_search_is_refused():
+    with pytest.raises(ValueError, match="learning_rate is chosen by the Search"):
+        replace(SWEEP, learning_rate=[0.1, 0.2])
+    both = replace(SWEEP, learning_rate=[0.1, 0.2], search=[None, HALVING])
+    assert len({cell.encoder.id for cell in both.cells()}) == 6
+
+
+def test_too_few_epochs_to_halve_are_refused(tmp_path):
+    brief = replace(SWEEP, search=replace(HALVING, epochs=8), dataset="phantom/cells")
+    (problem,) = plan.make(brief, Store(tmp_path), None).problems
+    assert "give Search epochs=9 or more" in problem
+    least = spec(search=replace(HALVING, epochs=9))
+    assert search.rungs(least) == [(12, 1), (4, 3), (2, 6)]
+
+
+def test_what_is_equal_is_one_search():
+    assert Search(learning_rate=[0.1, 0.1, 1]).id == Search(learning_rate=(0.1, 1.0)).id
+    assert Search(by="knn").id == Search(by=("knn", {})).id == replace(Search(by="knn")).id
+    assert spec(search=Search(seed=1)).id != spec(search=Search()).id
+    assert cost.UNKNOWN.encoder_s(spec()) is None
+
+
+METHODS = "method=['none', SIMCLR], learning_rate=3e-4"  # the default: what is chosen is none
+RATES = "learning_rate=[1e30, 1e-2, 1e-3], weight_decay=[0.1, 0.01], epochs=6, by='knn'"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_sweep_searches_and_trains_what_was_chosen(tmp_path):
+    """With points that diverge, which are not tried again, and are no failure of the sweep."""
+    runs = Runs(tmp_path, f"{METHODS}, search=Search(how='halving', {RATES})")
+    code, out = runs.run()
+    assert code == 0, out
+    store, made = runs.store, {c.encoder.seed: c.encoder for c in runs.cells if c.encoder.search}
+    searches = search.Searches(store)
+    chosen = searches.chosen(made[0])
+    assert chosen == searches.chosen(made[1])
+    assert "points of searches 8/8" in runs.run("status")[1]
+    assert len(searches.diverged) == 2
+    asked = {c.encoder.id for c in runs.cells}
+    rows = [r for r in results.table(store).to_pylist() if r["encoder"] in asked]
+    rows = [r for r in rows if r["method"] == "simclr"]
+    assert {(r["learning_rate"], r["weight_decay"]) for r in rows} == {chosen}
+    assert {r["search"] for r in rows} == {str(made[0].search)}
+    about = _layouts.header(store.read(f"encoders/{made[1].id}.safetensors"))
+    told = about["search"]
+    assert told == search.told(searches.standing(made[1]))
+    assert [line["score"] is None for line in told] == [False] * 4 + [True] * 2 + [False] * 2
+    plain = search.resolved(made[1], chosen)
+    named = f"learning_rate={plain.learning_rate}, weight_decay={plain.weight_decay}"
+    same = Runs(tmp_path / "same", f"method=SIMCLR, seed=1, {named}", store=str(store.root))
+    same.run()
+    ours, theirs = (
+        safetensors.torch.load(store.read(f"encoders/{one.id}.safetensors"))
+        for one in (made[1], plain)
+    )
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+    assert "0 missing" in runs.run()[1]
+
+
+def test_its_words_tell_searches_apart():
+    assert str(Search()) == "grid"
+    assert str(HALVING) == "halving epochs 100"
+    few = Search(learning_rate=[0.1, 0.01], weight_decay=0.5, seed=3, metric="val_accuracy")
+    assert str(few) == "grid learning_rate 0.1 0.01 weight_decay 0.5 seed 3 metric val_accuracy"
+    assert str(Search(by=("knn", {"neighbours": 3}))) == "grid by knn neighbours 3"
