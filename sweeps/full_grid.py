@@ -6,7 +6,8 @@
 left out as there) x ResNet-50, ViT-Small/16 x random, ImageNet x 1, 10, 100 % of the labels.
 Cost: 400 epochs of every set are 352 million views for each (method, backbone, init); views/s
 depends on the GPU, and each row of the table says what it had. Success: every cell has a result.
-The paper searches learning rate and weight decay for each encoder; here they are its base values.
+The paper searches learning rate and weight decay for each encoder (`paper.py`); here they are its
+base values.
 """
 
 from medssl import Resources, Sweep, cli
