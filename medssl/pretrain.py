@@ -9,11 +9,12 @@ images is a function of (seed, epoch) and the views of (seed, step), so a run th
 resumed is, on CPU, bit for bit the run that was not.
 """
 
+import contextlib
 import hashlib
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -68,14 +69,20 @@ def pretrain(
     report: Report = lambda curve: None,
     checkpoint: Checkpoint | None = None,
     start: bytes | None = None,
+    spare: bool = False,
 ) -> Pretrained:
     """The encoder after `spec.epochs` over `images`; NotFinite where the loss diverged.
 
-    A resumed run goes on from its last checkpoint, in the middle of an epoch too.
+    A resumed run goes on from its last checkpoint, in the middle of an epoch too. With `spare` a
+    step keeps what goes into each block of the encoder, and computes what is inside again for the
+    gradient: much less memory, more time, the same numbers.
     """
     result = initial(spec, start)
     if spec.method == NONE:
         return result
+    if spare and hasattr(result.encoder, "set_grad_checkpointing"):
+        result.encoder.set_grad_checkpointing(True)  # timm's; MAE's own forward passes it by
+        result.notes.append("pretrained with less memory, after it had run out")
     module, recipe = registry.load("methods", spec.method), dict(spec.recipe)
     half = max(1, len(images) // 2)  # of all, and half of the batch would meet its own older keys
     if recipe.get("queue", 0) > half:
@@ -128,7 +135,8 @@ def pretrain(
         with autocast(device):
             loss, logs = method.step(x_views)
         optimizer.zero_grad()
-        loss.backward()
+        with unseen(method) if spare else contextlib.nullcontext():
+            loss.backward()
         optimizer.found_inf = (~loss.detach().isfinite()).float()  # 1: the update is skipped
         rate = learning_rate(spec, step, per_epoch)
         for group in optimizer.param_groups:
@@ -158,6 +166,21 @@ def pretrain(
     made = sum(epoch["views_per_s"] * epoch["seconds"] for epoch in result.curve)
     result.views_per_s = made / result.seconds
     return result
+
+
+@contextlib.contextmanager
+def unseen(method: nn.Module) -> Iterator[None]:
+    """Inside, batches leave no trace in running statistics: they have been there before."""
+    norms = [m for m in method.modules() if getattr(m, "track_running_stats", False)]
+    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)
 
 
 def must_be_finite(encoder: nn.Module) -> None:

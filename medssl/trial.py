@@ -56,6 +56,7 @@ from medssl.spec import NONE, SEARCHED, SUPERVISED, Cell, EncoderSpec, parent
 from medssl.store import Store
 
 PASSING = OSError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, Preempted
+TOO_LITTLE = "can't allocate memory", "OutOfMemoryError", "MemoryError"  # the first: torch on a CPU
 LIBRARIES = ("torch", "timm", "numpy", "scikit-learn", "medmnist", "ray")
 PUBLISH_S = 2  # seconds between two writes of the progress file, at least
 STEP_S = 10  # of which a long fit tells how far it is
@@ -64,7 +65,7 @@ BEAT_S = 60  # at most
 
 def can_pass(error: Exception) -> bool:
     """Whether it is the disk's, the memory's, the device's or the node's: a retry may succeed."""
-    return isinstance(error, PASSING) or "can't allocate memory" in str(error)  # torch, on a CPU
+    return isinstance(error, PASSING) or TOO_LITTLE[0] in str(error)
 
 
 class CellsFailed(RuntimeError):
@@ -137,6 +138,7 @@ class Progress:
     run: str = ""  # the driver's
     ended: int = 0  # attempts of this run that ended before their time, but for preempted ones
     last: str = ""  # how the last of them ended
+    spare: bool = False  # whether one of them had too little memory
     doing: str = ""  # update 1200 of 3678
     started: float = field(default_factory=time.time)  # seconds since 1970
     _at: float = 0.0
@@ -165,6 +167,7 @@ class Progress:
             self.ended += 1
             without = "without a word, as one that was killed or had too little memory"
             self.last = f"with {said['reason']}" if state == "failed" else without
+        self.spare = said.get("spare", False) or any(map(self.last.count, TOO_LITTLE))
 
     def say(self, line: str) -> None:
         self._log += f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {line}\n"
@@ -210,6 +213,7 @@ class Progress:
             "run": self.run,
             "ended": self.ended,
             "last": self.last,
+            "spare": self.spare,
             "doing": self.doing,
             "epochs": self.spec.epochs,
             "cells": self.cells,
@@ -305,6 +309,7 @@ def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress)
                 report=progress.epoch,
                 checkpoint=checkpoint,
                 start=start,
+                spare=progress.spare,
             )
         )
     except NotFinite as why:

@@ -1,6 +1,7 @@
 """The loop: a resumed run is the run, a diverged one stops by name, and labels cannot be seen."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -91,6 +92,37 @@ def test_a_resumed_run_is_the_run_bit_for_bit(method, after_saves):
 def test_batch_norm_statistics_are_resumed_too(backbone):
     wanted = spec("byol", backbone=backbone, epochs=2)
     assert same(pretrain(wanted, images(), CPU).encoder, interrupted(wanted, images(), 1).encoder)
+
+
+def saved_bytes(work) -> int:
+    """What the forward passes of `work` keep for their gradients."""
+    kept = []
+
+    def pack(x):
+        kept.append(x.nbytes)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        work()
+    return sum(kept)
+
+
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [("byol", "resnet/18-7x7"), ("simclr", "vit/tiny-14"), ("dino", "bit/50x1")],
+)
+def test_with_less_memory_it_is_the_same_to_the_last_digit(method, backbone):
+    wanted, made = spec(method, backbone=backbone, epochs=1, batch_size=20), {}
+
+    def work(spare: bool):
+        made[spare] = pretrain(wanted, images(), CPU, spare=spare)
+
+    usual, little = (saved_bytes(functools.partial(work, spare)) for spare in (False, True))
+    assert same(made[False].encoder, made[True].encoder)
+    assert measured(made[False].curve) == measured(made[True].curve)
+    assert little < usual / 2
+    told = set(made[True].notes) - set(made[False].notes)
+    assert told == {"pretrained with less memory, after it had run out"}
 
 
 def test_the_same_seed_is_the_same_run_and_another_is_not():

@@ -220,6 +220,37 @@ def test_a_long_fit_tells_how_far_it_is_and_is_preempted(tmp_path, monkeypatch):
     assert not results.missing(cells, store)
 
 
+@pytest.mark.parametrize(
+    ("ended", "spared"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), True),
+        (MemoryError(), True),
+        (OSError("disk full"), False),
+    ],
+)
+def test_after_memory_ran_out_the_next_attempts_take_less(tmp_path, monkeypatch, ended, spared):
+    store, cells, seen = Store(tmp_path), sweep(eval="knn").cells(), []
+    real = trial.pretrain
+
+    def pretrain(*args, spare, **more):
+        seen.append(spare)
+        if len(seen) == 1:
+            raise ended
+        if len(seen) == 2:
+            raise Preempted("after step 1 of 2")
+        return real(*args, spare=spare, **more)
+
+    monkeypatch.setattr(trial, "pretrain", pretrain)
+    for _ in range(2):
+        with pytest.raises((type(ended), Preempted)):
+            trial.run(cells, store, replace(HERE, run="r"))
+    trial.run(cells, store, replace(HERE, run="r"))
+    assert seen == [False, spared, spared]
+    notes = set(results.table(store, cells)["notes"].to_pylist())
+    assert all(("less memory" in note) == spared for note in notes)
+
+
 def test_attempts_of_one_run_are_counted_and_those_that_were_preempted_are_not(tmp_path):
     store, cells = Store(tmp_path), sweep(method="none", eval="knn").cells()
     name = f"progress/{cells[0].encoder.id}.json"
