@@ -3,21 +3,25 @@
     medmnist/NAME, SIZE -> ROOT/NAME.npz (28 px) or ROOT/NAME_SIZE.npz -> MD5 checked -> Images
 
 A file is hashed once and remembered by path, size and time; whatever is not byte for byte the
-published file is refused, so a number in the table is a number on the published images. What each
+published file is refused, so a number in the table is a number on the published images. Images are
+unpacked once on each machine, and memory-mapped: all its trials share one copy of them. What each
 set is (task, classes, MD5, address) is the `medmnist` package's INFO, read without its torch code.
 Yang et al. 2023, https://doi.org/10.1038/s41597-022-01721-8
 """
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import importlib.util
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from medssl._files import cache, download
+from medssl._files import cache, download, whole
 from medssl.datasets import SPLITS, About, Images, statistics
 
 SIZES = (28, 64, 128, 224)  # pixels
@@ -28,9 +32,9 @@ def load(variant: str, split: str, size: int, root: Path | None = None) -> Image
     info, (task, classes) = _info(variant), about(variant).labels
     path, md5 = ready(variant, size, root)
     with np.load(path) as archive:
-        x_NHWC = _channels(archive[f"{split}_images"])
         label_NL = archive[f"{split}_labels"]
-    mean_1C, std_1C = _train_statistics(path, md5)
+    x_NHWC = _channels(_placed(f"{md5}-{split}", lambda: _member(path, f"{split}_images")))
+    mean_1C, std_1C = _placed(f"{md5}-statistics", lambda: _train_statistics(path, md5))
     return Images(
         x_NHWC=x_NHWC,
         t_NK=_targets(label_NL, info),
@@ -225,7 +229,32 @@ def _channels(x: np.ndarray) -> np.ndarray:
     return x[..., None] if x.ndim == 3 else x
 
 
-@functools.lru_cache(maxsize=64)
-def _train_statistics(path: Path, md5: str) -> tuple[np.ndarray, np.ndarray]:
+def _member(path: Path, name: str) -> np.ndarray:
     with np.load(path) as archive:
-        return statistics(_channels(archive["train_images"]))
+        return archive[name]
+
+
+def _train_statistics(path: Path, md5: str) -> np.ndarray:
+    """Mean and standard deviation, (2, 1, C)."""
+    x = _placed(f"{md5}-train", lambda: _member(path, "train_images"))
+    return np.stack(statistics(_channels(x)))
+
+
+def _placed(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """An array that this machine unpacks once, and all its processes then share: a memory map.
+
+    Of the user's cache; who writes to the array has a page of its own. Where nothing can be kept
+    there, it is made in memory.
+    """
+    path = cache() / "unpacked" / f"{name}.npy"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the second process waits for the first one's
+            with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or cut
+                return np.asarray(np.load(path, mmap_mode="c"))
+            with whole(path) as file:
+                np.save(file, make())
+        return np.asarray(np.load(path, mmap_mode="c"))
+    except OSError:  # no home to write to, or no room in it
+        return make()

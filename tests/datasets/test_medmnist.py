@@ -2,6 +2,9 @@
 
 import hashlib
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,3 +227,75 @@ def test_the_root_is_the_argument_then_the_variable_then_medmnists_own(tmp_path,
     assert medmnist.folder() == tmp_path / "x"
     monkeypatch.delenv("MEDMNIST_ROOT")
     assert medmnist.folder().name == ".medmnist"
+
+
+def unpacked():
+    return sorted((_files.cache() / "unpacked").glob("*.npy"))
+
+
+def in_memory(monkeypatch) -> list[str]:
+    """The names of what is unpacked from here on."""
+    real, names = medmnist._member, []
+
+    def member(path, name):
+        names.append(name)
+        return real(path, name)
+
+    monkeypatch.setattr(medmnist, "_member", member)
+    return names
+
+
+def test_images_are_unpacked_once_for_all_processes(listed, monkeypatch):
+    root = listed()
+    one = medmnist.load("breastmnist", "train", 28, root)
+    again = in_memory(monkeypatch)
+    two = medmnist.load("breastmnist", "train", 28, root)
+    assert again == []
+    mapped = Path("/proc/self/maps").read_text()
+    assert mapped.count("-train.npy") >= 2  # not read: mapped
+    with np.load(root / "breastmnist.npz") as archive:
+        assert (two.x_NHWC[..., 0] == archive["train_images"]).all()
+    one.x_NHWC[:] = 0  # a page of its own
+    assert two.x_NHWC.any()
+    assert medmnist.load("breastmnist", "train", 28, root).x_NHWC.any()
+    np.testing.assert_array_equal(one.mean_DC, two.mean_DC)
+
+
+def test_two_processes_that_come_at_once_unpack_once(listed, monkeypatch):
+    root, began = listed(), in_memory(monkeypatch)
+    slow = medmnist._member
+
+    def member(path, name):
+        time.sleep(0.2)
+        return slow(path, name)
+
+    monkeypatch.setattr(medmnist, "_member", member)
+    with ThreadPoolExecutor(4) as pool:  # a lock of files holds for threads as for processes
+        found = list(
+            pool.map(lambda _: medmnist.load("breastmnist", "val", 28, root).md5, range(4))
+        )
+    assert len(set(found)) == 1
+    assert sorted(began) == ["train_images", "val_images"]
+
+
+@pytest.mark.parametrize("spoilt", [b"", b"\x93NUMPY", None])
+def test_what_was_unpacked_and_is_cut_short_is_unpacked_again(listed, spoilt):
+    root = listed()
+    whole = medmnist.load("breastmnist", "val", 28, root).x_NHWC.copy()
+    for path in unpacked():
+        path.write_bytes(path.read_bytes()[:-5] if spoilt is None else spoilt)
+    assert (medmnist.load("breastmnist", "val", 28, root).x_NHWC == whole).all()
+
+
+def test_without_room_for_it_images_are_in_memory(listed, monkeypatch):
+    root = listed()
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    assert medmnist.load("breastmnist", "val", 28, root).x_NHWC.any()
+
+
+def test_another_file_under_the_name_is_unpacked_anew(listed):
+    root = listed()
+    before = medmnist.load("breastmnist", "test", 28, root).x_NHWC.copy()
+    listed(n=(31, 6, 7))
+    assert len(medmnist.load("breastmnist", "test", 28, root)) == 7
+    assert len(before) == 6
