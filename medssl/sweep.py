@@ -30,7 +30,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from medssl import results
-from medssl._work import Preempted
+from medssl._work import Preempted, beside
 from medssl.cost import INF, UNKNOWN, Costs, Queue, weight
 from medssl.plan import to_make
 from medssl.spec import SUPERVISED, Cell, EncoderSpec, Resources, parent
@@ -49,6 +49,9 @@ DEFAULTS = {  # each undoes something of Ray's that would hurt a sweep
 
 STARTS = 3  # attempts at a Ray of our own: it gives itself 30 s, too few on a busy machine
 PATIENCE_S = 10  # seconds in which the head of a cluster must answer
+LOOK_S = 2  # between two looks at the head, and at which nodes there are
+RAYS_PATIENCE_S = "RAY_gcs_rpc_server_reconnect_timeout_s"  # with a silent head; 60 if it is unset
+BEFORE_S = 10  # how much earlier our own ends
 OBJECT_STORE = 200_000_000  # bytes; only specs travel through it, so Ray's 30% of memory is waste
 
 
@@ -108,10 +111,10 @@ def run(
         return {}
     has = ray.cluster_resources()
     gpu = resources.gpu if resources.gpu is not None else float(has.get("GPU", 0) > 0)
-    slots = resources.concurrent or _slots(has, resources.cpu, gpu)
+    room = _room(resources, gpu, say)
     say(
         f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
-        f"{resources.cpu} and {gpu:g}; at most {slots} at a time"
+        f"{resources.cpu} and {gpu:g}; at most {room()} at a time"
     )
     weights, driver = os.environ.get("MEDSSL_WEIGHTS"), uuid.uuid4().hex
     job = Job(store.address, data, weights, code, resources, gpu, driver)
@@ -128,8 +131,8 @@ def run(
     }
     queue = Queue(known, parents, budget_s)
     found = {}
-    with _ctrl_c(say) as asked, contextlib.suppress(KeyboardInterrupt):
-        found = _fit(work, queue, job, slots)
+    with _ctrl_c(say) as asked, _headed(say), contextlib.suppress(KeyboardInterrupt):
+        found = _fit(work, queue, job, room)
     if asked.is_set():
         ray.shutdown()  # no trial goes on
         return {}
@@ -153,8 +156,9 @@ def _ended(id: str, found: dict, parents: dict[str, str]) -> str:
     return ""
 
 
-def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int) -> dict:
-    """A Tune trial for each, in the queue's order; Ray's results, by encoder id."""
+def _fit(work: dict[str, Work], queue: Queue, job: Job, room: Callable[[], int]) -> dict:
+    """A Tune trial for each, in the queue's order, as many at a time as there is room for; Ray's
+    results, by encoder id."""
     import ray
     from ray import tune
 
@@ -165,9 +169,9 @@ def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int) -> dict:
             {"cpu": job.resources.cpu, "gpu": job.gpu},
         ),
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(queue),
+            search_alg=_searcher(queue, room),
             num_samples=-1,
-            max_concurrent_trials=slots,
+            max_concurrent_trials=max(1, len(work)),  # else Tune would start them one by one
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -188,8 +192,8 @@ def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int) -> dict:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _searcher(queue: Queue):
-    """What Tune asks for its next trial."""
+def _searcher(queue: Queue, room: Callable[[], int]):
+    """What Tune asks for its next trial, ten times a second."""
     from ray.tune.search import Searcher
 
     class Next(Searcher):
@@ -198,6 +202,8 @@ def _searcher(queue: Queue):
             self._of: dict[str, str] = {}
 
         def suggest(self, trial_id: str):
+            if len(self._of) >= room():
+                return None
             if (found := queue.next()) is Queue.END:
                 return Searcher.FINISHED
             if found is not None:
@@ -212,6 +218,9 @@ def _searcher(queue: Queue):
 
         def restore(self, path: str) -> None:
             """Never called."""
+
+        def __reduce__(self):
+            return Searcher, ()  # Tune keeps itself, to be restored: nothing of ours is in it
 
     return Next()
 
@@ -376,6 +385,41 @@ def _connect() -> None:
         token.chmod(0o600)
 
 
+@contextlib.contextmanager
+def _headed(say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, a head that has gone silent for good ends this process, with a sentence.
+
+    So does Ray, a little later, in words of its own. No exception would do: the main thread waits
+    inside Ray for the head by then. What the store has is whole at any moment.
+    """
+    import ray
+
+    if ray.util.client.ray.is_connected():  # by ray://, which has a patience of its own
+        yield
+        return
+    head = ray.get_runtime_context().gcs_address
+    host, _, port = head.rpartition(":")
+    patience_s = float(os.environ.get(RAYS_PATIENCE_S, 60)) - BEFORE_S
+
+    def watch(stop: threading.Event) -> None:
+        heard = time.monotonic()
+        while not stop.wait(LOOK_S):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
+                heard = time.monotonic()
+            except OSError as no:
+                if (silent_s := time.monotonic() - heard) > patience_s:
+                    say(
+                        f"Ray's head at {head} has been silent for {silent_s:.0f} s "
+                        f"({no.strerror or no}): it is given up. What is finished is kept: run the "
+                        f"same again, on a cluster whose head is alive, to go on"
+                    )
+                    os._exit(1)
+
+    with beside(watch):
+        yield
+
+
 def _silent(address: str) -> str:
     """Why nothing can be reached at HOST:PORT; "" where something can, or it is no such address."""
     place = urlsplit(address if "://" in address else f"//{address}")
@@ -396,16 +440,45 @@ def _silent(address: str) -> str:
         time.sleep(0.5)
 
 
-def _slots(has: dict[str, float], cpu: int, gpu: float) -> int:
-    """Trials that fit the cluster as it is: more would only wait, or wake every node at once."""
-    fit = int(min([has.get("CPU", 0) // cpu] + ([has.get("GPU", 0) // gpu] if gpu else [])))
+def _room(resources: Resources, gpu: float, say: Callable[[str], None]) -> Callable[[], int]:
+    """Says how many trials may run: as many as were asked for, else as fit the nodes there are.
+
+    ValueError where none was asked for, and none fits.
+    """
+    if resources.concurrent:
+        return lambda: resources.concurrent
+    import ray
+
+    def look() -> int:
+        here = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return _slots(here, resources.cpu, gpu)
+
+    fit, looked = look(), time.monotonic()
     if fit < 1:
         raise ValueError(
-            f"a trial takes {cpu} cores and {gpu:g} GPUs, and Ray has {has.get('CPU', 0):g} and "
-            f"{has.get('GPU', 0):g}: lower cpu and gpu in the sweep's Resources or, on a cluster "
-            f"that adds nodes, set concurrent to the trials that it should make room for"
+            f"a trial takes {resources.cpu} cores and {gpu:g} GPUs, and no node of Ray has them: "
+            f"lower cpu and gpu in the sweep's Resources or, on a cluster that adds nodes, set "
+            f"concurrent to the trials that it should make room for"
         )
-    return fit
+
+    def by_now() -> int:
+        nonlocal fit, looked
+        if time.monotonic() - looked > LOOK_S:
+            found, looked = max(1, look()), time.monotonic()  # one waits where all nodes are gone
+            if found != fit:
+                say(f"Ray's nodes have changed: at most {found} trials at a time")
+            fit = found
+        return fit
+
+    return by_now
+
+
+def _slots(nodes: Sequence[dict[str, float]], cpu: int, gpu: float) -> int:
+    """Trials that fit the nodes as they are: more would only wait, or wake every node at once."""
+    return sum(
+        int(min([has.get("CPU", 0) // cpu] + ([has.get("GPU", 0) // gpu] if gpu else [])))
+        for has in nodes
+    )
 
 
 def _name(trial) -> str:
