@@ -320,7 +320,7 @@ class Resources:
     cpu: int = 1  # cores per trial; torch uses exactly these
     gpu: float | None = None  # GPUs per trial; None: 1 where the cluster has any, else 0
     retries: int = 3  # per trial, for what can pass: a lost worker, a preempted pod
-    concurrent: int | None = None  # trials at a time; None: what fits now, so set it if nodes come
+    concurrent: int | None = None  # trials at a time; None: what fits, so an autoscaler adds none
     checkpoint_s: float = 120  # seconds between checkpoints; the most work that a kill costs
 
     def __post_init__(self):

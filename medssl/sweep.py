@@ -26,13 +26,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from medssl import results, search
-from medssl._work import Preempted
+from medssl._work import Preempted, beside
 from medssl.cost import INF, UNKNOWN, Costs, Queue, weight
 from medssl.plan import to_make
 from medssl.search import Later
@@ -52,6 +53,9 @@ DEFAULTS = {  # each undoes something of Ray's that would hurt a sweep
 
 STARTS = 3  # attempts at a Ray of our own: it gives itself 30 s, too few on a busy machine
 PATIENCE_S = 10  # seconds in which the head of a cluster must answer
+LOOK_S = 2  # between two looks at the head, and at which nodes there are
+RAYS_PATIENCE_S = "RAY_gcs_rpc_server_reconnect_timeout_s"  # with a silent head; 60 if it is unset
+BEFORE_S = 10  # how much earlier our own ends
 OBJECT_STORE = 200_000_000  # bytes; only specs travel through it, so Ray's 30% of memory is waste
 
 
@@ -113,32 +117,33 @@ def run(
         return {}
     has = ray.cluster_resources()
     gpu = resources.gpu if resources.gpu is not None else float(has.get("GPU", 0) > 0)
-    slots = resources.concurrent or _slots(has, resources.cpu, gpu)
+    room = _room(resources, gpu, say)
     say(
         f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
-        f"{resources.cpu} and {gpu:g}; at most {slots} at a time"
+        f"{resources.cpu} and {gpu:g}; at most {room()} at a time"
     )
     weights, driver = os.environ.get("MEDSSL_WEIGHTS"), uuid.uuid4().hex
     job = Job(store.address, data, weights, code, resources, gpu, driver)
-    work, waits, points = _work(todo, store)
+    trials = _trials(todo, store)
+    work = trials.work
     above = sum(isinstance(each, EncoderSpec) for each in work.values())
     if above:
         say(f"supervised encoders that others start from, to be made before those: {above}")
-    if points:
-        say(f"points of searches, to be measured before what they choose for: {len(points)}")
+    if trials.points:
+        say(f"points of searches, to be measured before what they choose for: {len(trials.points)}")
     made = store.names("encoders", ".safetensors")
     known = {
         id: weight(_cells(each), _spec(each), id not in made, costs) for id, each in work.items()
     }
-    queue = Queue(known, waits, budget_s)
+    queue = Queue(known, trials.waits, budget_s)
     found = {}
-    with _ctrl_c(say) as asked, contextlib.suppress(KeyboardInterrupt):
-        found = _fit(work, queue, job, slots, points)
+    with _ctrl_c(say) as asked, _headed(say), contextlib.suppress(KeyboardInterrupt):
+        found = _fit(trials, queue, job, room)
     if asked.is_set():
         ray.shutdown()  # no trial goes on
         return {}
     say(queue.told(gpu))
-    lost = {id: why for id in todo if (why := _ended(id, found, waits, points))}
+    lost = {id: why for id in todo if (why := _ended(id, found, trials))}
     if budget_s < INF:
         lost |= {id: BUDGET for id in todo if id not in found and id not in lost}
     silent = [id for id in todo if id in found and id not in lost and not _failed(found[id])]
@@ -146,11 +151,15 @@ def run(
     return lost | dict.fromkeys(unseen, _unseen(store))
 
 
-def _work(
-    todo: dict[str, list[Cell]], store: Store
-) -> tuple[dict[str, Work], dict[str, set[str]], set[str]]:
-    """All trials, those that others wait for too; which wait for which; and which are points of a
-    search, so that they may diverge."""
+class Trials(NamedTuple):
+    """All of a run, by id: those that others wait for too."""
+
+    work: dict[str, Work]
+    waits: dict[str, set[str]]  # for which others
+    points: set[str]  # of searches: they may diverge
+
+
+def _trials(todo: dict[str, list[Cell]], store: Store) -> Trials:
     made, searches = store.names("encoders", ".safetensors"), search.Searches(store)
     work: dict[str, Work] = {id: list(cells) for id, cells in todo.items()}
     waits: dict[str, set[str]] = {}
@@ -172,40 +181,42 @@ def _work(
     for id, each in work.items():
         if (above := parent(_spec(each))) and above.id in work:
             waits[id] = waits.get(id, set()) | {above.id}
-    return work, waits, points
+    return Trials(work, waits, points)
 
 
-def _ended(id: str, found: dict, waits: dict[str, set[str]], points: set[str]) -> str:
+def _ended(id: str, found: dict, trials: Trials) -> str:
     """Why a trial did not do what it was to do, where it cannot have said so itself; else ""."""
     if id in found:
         return _why(found[id].error) if found[id].error is not None else ""
-    for above in sorted(waits.get(id, ())):
-        what = "a point of its search was not measured" if above in points else NOT_MADE
+    for above in sorted(trials.waits.get(id, ())):
+        point = above in trials.points
+        what = "a point of its search was not measured" if point else NOT_MADE
         if above not in found:
-            if further := _ended(above, found, waits, points):
+            if further := _ended(above, found, trials):
                 return further
         elif found[above].error is not None:
             return f"{what}: {_why(found[above].error)} (logs/{above}.log)"
-        elif not _well(found[above].metrics, above in points):
+        elif not _well(found[above].metrics, point):
             return f"{what}: {_failed(found[above])} (logs/{above}.log)"
     return ""
 
 
-def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int, points: set[str]) -> dict:
-    """A Tune trial for each, in the queue's order; Ray's results, by encoder id."""
+def _fit(trials: Trials, queue: Queue, job: Job, room: Callable[[], int]) -> dict:
+    """A Tune trial for each, in the queue's order, as many at a time as there is room for; Ray's
+    results, by their ids."""
     import ray
     from ray import tune
 
     scratch = open_store(job.store).beside / "tune" / f"{time.time_ns()}"
     tuner = tune.Tuner(
         tune.with_resources(
-            tune.with_parameters(_trial, job=job, work=[ray.put(work)]),
+            tune.with_parameters(_trial, job=job, work=[ray.put(trials.work)]),
             {"cpu": job.resources.cpu, "gpu": job.gpu},
         ),
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(queue, points),
+            search_alg=_searcher(queue, room, trials.points),
             num_samples=-1,
-            max_concurrent_trials=slots,
+            max_concurrent_trials=max(1, len(trials.work)),  # else Tune would start them one by one
             reuse_actors=True,
             trial_name_creator=_name,
             trial_dirname_creator=_name,
@@ -226,8 +237,8 @@ def _fit(work: dict[str, Work], queue: Queue, job: Job, slots: int, points: set[
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _searcher(queue: Queue, points: set[str]):
-    """What Tune asks for its next trial; of searches the `points`, that may diverge."""
+def _searcher(queue: Queue, room: Callable[[], int], points: Collection[str]):
+    """What Tune asks for its next trial, ten times a second; `points` of searches may diverge."""
     from ray.tune.search import Searcher
 
     class Next(Searcher):
@@ -236,6 +247,8 @@ def _searcher(queue: Queue, points: set[str]):
             self._of: dict[str, str] = {}
 
         def suggest(self, trial_id: str):
+            if len(self._of) >= room():
+                return None
             if (found := queue.next()) is Queue.END:
                 return Searcher.FINISHED
             if found is not None:
@@ -251,6 +264,9 @@ def _searcher(queue: Queue, points: set[str]):
 
         def restore(self, path: str) -> None:
             """Never called."""
+
+        def __reduce__(self):
+            return Searcher, ()  # Tune keeps itself, to be restored: nothing of ours is in it
 
     return Next()
 
@@ -426,6 +442,41 @@ def _connect() -> None:
         token.chmod(0o600)
 
 
+@contextlib.contextmanager
+def _headed(say: Callable[[str], None]) -> Iterator[None]:
+    """Inside, a head that has gone silent for good ends this process, with a sentence.
+
+    So does Ray, a little later, in words of its own. No exception would do: the main thread waits
+    inside Ray for the head by then. What the store has is whole at any moment.
+    """
+    import ray
+
+    if ray.util.client.ray.is_connected():  # by ray://, which has a patience of its own
+        yield
+        return
+    head = ray.get_runtime_context().gcs_address
+    host, _, port = head.rpartition(":")
+    patience_s = float(os.environ.get(RAYS_PATIENCE_S, 60)) - BEFORE_S
+
+    def watch(stop: threading.Event) -> None:
+        heard = time.monotonic()
+        while not stop.wait(LOOK_S):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S).close()
+                heard = time.monotonic()
+            except OSError as no:
+                if (silent_s := time.monotonic() - heard) > patience_s:
+                    say(
+                        f"Ray's head at {head} has been silent for {silent_s:.0f} s "
+                        f"({no.strerror or no}): it is given up. What is finished is kept: run the "
+                        f"same again, on a cluster whose head is alive, to go on"
+                    )
+                    os._exit(1)
+
+    with beside(watch):
+        yield
+
+
 def _silent(address: str) -> str:
     """Why nothing can be reached at HOST:PORT; "" where something can, or it is no such address."""
     place = urlsplit(address if "://" in address else f"//{address}")
@@ -446,16 +497,45 @@ def _silent(address: str) -> str:
         time.sleep(0.5)
 
 
-def _slots(has: dict[str, float], cpu: int, gpu: float) -> int:
-    """Trials that fit the cluster as it is: more would only wait, or wake every node at once."""
-    fit = int(min([has.get("CPU", 0) // cpu] + ([has.get("GPU", 0) // gpu] if gpu else [])))
+def _room(resources: Resources, gpu: float, say: Callable[[str], None]) -> Callable[[], int]:
+    """Says how many trials may run: as many as were asked for, else as fit the nodes there are.
+
+    ValueError where none was asked for, and none fits.
+    """
+    if resources.concurrent:
+        return lambda: resources.concurrent
+    import ray
+
+    def look() -> int:
+        here = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return _slots(here, resources.cpu, gpu)
+
+    fit, looked = look(), time.monotonic()
     if fit < 1:
         raise ValueError(
-            f"a trial takes {cpu} cores and {gpu:g} GPUs, and Ray has {has.get('CPU', 0):g} and "
-            f"{has.get('GPU', 0):g}: lower cpu and gpu in the sweep's Resources or, on a cluster "
-            f"that adds nodes, set concurrent to the trials that it should make room for"
+            f"a trial takes {resources.cpu} cores and {gpu:g} GPUs, and no node of Ray has them: "
+            f"lower cpu and gpu in the sweep's Resources or, on a cluster that adds nodes, set "
+            f"concurrent to the trials that it should make room for"
         )
-    return fit
+
+    def by_now() -> int:
+        nonlocal fit, looked
+        if time.monotonic() - looked > LOOK_S:
+            found, looked = max(1, look()), time.monotonic()  # one waits where all nodes are gone
+            if found != fit:
+                say(f"Ray's nodes have changed: at most {found} trials at a time")
+            fit = found
+        return fit
+
+    return by_now
+
+
+def _slots(nodes: Sequence[dict[str, float]], cpu: int, gpu: float) -> int:
+    """Trials that fit the nodes as they are: more would only wait, or wake every node at once."""
+    return sum(
+        int(min([has.get("CPU", 0) // cpu] + ([has.get("GPU", 0) // gpu] if gpu else [])))
+        for has in nodes
+    )
 
 
 def _name(trial) -> str:

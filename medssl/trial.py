@@ -151,7 +151,8 @@ class Progress:
         old = self.store.read(f"logs/{self.spec.id}.log") or b""
         self._log = old.decode(errors="replace")
         self._attempts()
-        self.say(f"{self.spec.method} on {self.spec.dataset}, {self.spec.backbone}, {self.spec.id}")
+        what = f"{self.spec.method} on {self.spec.dataset}, {self.spec.backbone}, {self.spec.id}"
+        self.say(f"{what}; on {socket.gethostname()}, pid {os.getpid()}")
 
     def _attempts(self) -> None:
         """What became of earlier attempts of this run, by what they said last."""

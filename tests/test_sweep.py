@@ -1,5 +1,6 @@
 """A sweep through Ray, as a user runs it: shared, resumed, killed, extended, and always right."""
 
+import contextlib
 import os
 import re
 import signal
@@ -210,11 +211,17 @@ def test_a_worker_that_dies_once_too_often_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("has", "cpu", "gpu", "slots"),
-    [({"CPU": 4.0}, 1, 0, 4), ({"CPU": 16.0, "GPU": 2.0}, 4, 0.5, 4), ({"CPU": 3.0}, 2, 0, 1)],
+    ("nodes", "cpu", "gpu", "slots"),
+    [
+        ([{"CPU": 4.0}], 1, 0, 4),
+        ([{"CPU": 16.0, "GPU": 2.0}], 4, 0.5, 4),
+        ([{"CPU": 3.0}, {"CPU": 3.0}, {}], 2, 0, 2),  # no trial lies across two nodes
+        ([{"CPU": 64.0}, {"CPU": 8.0, "GPU": 1.0}], 4, 1, 1),
+        ([{"CPU": 1.0}, {"CPU": 1.0}], 2, 0, 0),
+    ],
 )
-def test_as_many_trials_run_as_fit(has, cpu, gpu, slots):
-    assert engine._slots(has, cpu, gpu) == slots
+def test_as_many_trials_run_as_fit(nodes, cpu, gpu, slots):
+    assert engine._slots(nodes, cpu, gpu) == slots
 
 
 @pytest.mark.parametrize("failures", [2, 3])
@@ -311,17 +318,19 @@ def begun(tmp_path, monkeypatch):
     import ray
 
     monkeypatch.setattr(engine, "_connect", lambda: None)
+    monkeypatch.setattr(engine, "_headed", contextlib.nullcontext)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [node(CPU=16.0)])
     store = Store(tmp_path)
 
     def run(ends, **more):
         given = []
 
-        def fit(work, queue, job, slots, points):
+        def fit(trials, queue, job, room):
             found = {}
             while (id := queue.next()) is not queue.END:
                 given.append(id)
-                failed = ends(id, work[id], store)
+                failed = ends(id, trials.work[id], store)
                 found[id] = SimpleNamespace(error=None, metrics={"failed": failed})
                 queue.ended(id, ok=not failed)
             return found
@@ -400,7 +409,10 @@ def test_what_an_init_left_of_a_budget_is_not_called_failed(begun, monkeypatch):
 
 def test_after_tune_has_ended_ctrl_c_is_answered_by_an_exception(tmp_path, monkeypatch):
     """Its handler of a first wave would swallow the signal that the second is to end by."""
+    import ray
     from ray import tune
+
+    monkeypatch.setattr(ray, "put", lambda work: work)  # which would start a cluster
 
     class Tuner:
         def __init__(self, *_, **__):
@@ -413,16 +425,47 @@ def test_after_tune_has_ended_ctrl_c_is_answered_by_an_exception(tmp_path, monke
     monkeypatch.setattr(tune, "Tuner", Tuner)
     job = engine.Job(str(tmp_path), None, None, "test", Resources(), 0, "")
     with engine._ctrl_c(lambda _: None) as asked:
-        engine._fit({}, None, job, 1, set())
+        engine._fit(engine.Trials({}, {}, set()), None, job, lambda: 1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert asked.is_set()
 
 
-@pytest.mark.parametrize(("has", "gpu"), [({"CPU": 4.0}, 1), ({"CPU": 0.0}, 0)])
-def test_a_trial_that_fits_nowhere_is_refused(has, gpu):
+@pytest.fixture
+def nodes(monkeypatch) -> list[dict]:
+    """What Ray says of its nodes: to be filled."""
+    import ray
+
+    found: list[dict] = []
+    monkeypatch.setattr(ray, "nodes", lambda: found)
+    monkeypatch.setattr(engine, "LOOK_S", 0)
+    return found
+
+
+def node(**has: float) -> dict:
+    return {"Alive": True, "Resources": has}
+
+
+def test_a_trial_that_fits_nowhere_is_refused(nodes):
+    nodes += [node(CPU=4.0), node(CPU=4.0), node()]
     with pytest.raises(ValueError, match="lower cpu and gpu in the sweep's Resources"):
-        engine._slots(has, 1, gpu)
+        engine._room(Resources(cpu=1), 1, lambda _: None)
+    with pytest.raises(ValueError, match="no node of Ray has them"):
+        engine._room(Resources(cpu=8), 0, lambda _: None)
+
+
+def test_room_grows_and_shrinks_with_the_nodes(nodes):
+    nodes += [node(CPU=2.0)]
+    said: list[str] = []
+    room = engine._room(Resources(), 0, said.append)
+    assert (room(), said) == (2, [])
+    nodes += [node(CPU=4.0)]
+    assert (room(), room()) == (6, 6)
+    assert said == ["Ray's nodes have changed: at most 6 trials at a time"]
+    for each in nodes:
+        each["Alive"] = False
+    assert room() == 1  # which asks an autoscaler for a node
+    assert engine._room(Resources(concurrent=5), 1, said.append)() == 5  # nodes are to come
 
 
 def test_a_tracking_server_that_is_down_loses_nothing(tmp_path):
