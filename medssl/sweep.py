@@ -105,6 +105,7 @@ def run(
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray
+    from ray import tune
 
     todo: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -138,7 +139,14 @@ def run(
     queue = Queue(known, trials.waits, budget_s)
     found = {}
     with _ctrl_c(say) as asked, _headed(say), contextlib.suppress(KeyboardInterrupt):
-        found = _fit(trials, queue, job, room)
+        try:
+            found = _fit(trials, queue, job, room)
+        except tune.TuneError as died:
+            why = _why(died).partition(". ")[0]
+            if "owner has died" not in why:  # the owner is this process, whose node has died
+                raise
+            say(f"Ray died before the sweep's end ({why}); what is finished is kept")
+            asked.set()
     if asked.is_set():
         ray.shutdown()  # no trial goes on
         return {}
@@ -514,8 +522,8 @@ def _room(resources: Resources, gpu: float, say: Callable[[str], None]) -> Calla
     if fit < 1:
         raise ValueError(
             f"a trial takes {resources.cpu} cores and {gpu:g} GPUs, and no node of Ray has them: "
-            f"lower cpu and gpu in the sweep's Resources or, on a cluster that adds nodes, set "
-            f"concurrent to the trials that it should make room for"
+            f"lower cpu and gpu in the sweep's Resources, wait until nodes have joined or, on a "
+            f"cluster that adds nodes, set concurrent to the trials that it should make room for"
         )
 
     def by_now() -> int:

@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import ANY
 
 import pytest
 from runs import Runs, after_an_epoch, ended
@@ -323,7 +324,7 @@ def begun(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [node(CPU=16.0)])
     store = Store(tmp_path)
 
-    def run(ends, **more):
+    def run(ends, say=lambda _: None, **more):
         given = []
 
         def fit(trials, queue, job, room):
@@ -337,7 +338,7 @@ def begun(tmp_path, monkeypatch):
 
         monkeypatch.setattr(engine, "_fit", fit)
         missing = results.missing(CHILDREN, store)
-        lost = engine.run(missing, store, None, "test", Resources(), lambda _: None, **more)
+        lost = engine.run(missing, store, None, "test", Resources(), say, **more)
         return given, lost
 
     return run
@@ -391,6 +392,22 @@ def test_results_that_are_not_seen_and_trials_beyond_a_budget_are_named(begun, t
     given, lost = begun(made, budget_s=0)
     assert given == []
     assert lost == dict.fromkeys(ALL, engine.BUDGET)
+
+
+def test_a_ray_that_dies_is_a_sentence_and_no_trial_is_called_failed(begun, capsys):
+    from ray.tune import TuneError
+
+    def ends(id, work, store):
+        raise TuneError(f"Traceback\nThe actor is dead because {reason}. Owner: 127.0.0.2")
+
+    reason = "its owner has died"
+    assert begun(ends, say=print) == ([ANY], {})
+    assert f"Ray died before the sweep's end (TuneError: The actor is dead because {reason})" in (
+        capsys.readouterr().out
+    )
+    reason = "of a mistake of ours"
+    with pytest.raises(TuneError):
+        begun(ends)
 
 
 def test_what_an_init_left_of_a_budget_is_not_called_failed(begun, monkeypatch):
