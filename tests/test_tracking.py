@@ -252,6 +252,37 @@ def test_of_two_runs_of_one_encoder_the_older_stays_and_has_all_of_it(store, ser
     assert run.info.status == "FINISHED"
 
 
+def test_a_request_that_was_sent_again_leaves_one_run(store, server, monkeypatch):
+    make, client = server
+    create = MlflowClient.create_run
+
+    def twice(*asked):
+        create(*asked)  # whose answer did not come
+        return create(*asked)
+
+    monkeypatch.setattr(MlflowClient, "create_run", twice)
+    say(store, 2)
+    assert make().sync(status.read(CELLS, store))
+    (run,), (above,) = runs(client), runs(client, "medssl.sweep")
+    assert losses(client, run) == [(1, 5.0), (2, 4.0)]
+    assert run.data.tags["mlflow.parentRunId"] == above.info.run_id
+
+
+def test_an_experiment_that_another_driver_makes_meanwhile_is_taken(store, server, monkeypatch):
+    make, client = server
+    say(store, 2)
+    assert make().sync(status.read(CELLS, store))
+    look, asked = MlflowClient.get_experiment_by_name, []
+
+    def late(*given):
+        asked.append(given)
+        return look(*given) if asked[1:] else None
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+    assert make().sync(status.read(CELLS, store))
+    assert len(runs(client)) == 1
+
+
 def test_what_is_sent_twice_is_there_once(store, server):
     make, client = server
     say(store, 3)
