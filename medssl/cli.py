@@ -461,7 +461,8 @@ def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, conso
         console.print("Nothing was started.")
         return 2
     code = planning.code_version()
-    mirror = tracking.Mirror(plan.sweep.name, kept, _figures(kept), code)
+    whole = _overview(asked.cells(), kept)
+    mirror = tracking.Mirror(plan.sweep.name, kept, _figures(kept), whole, code)
     if part and tracking.uri(kept).startswith("sqlite:"):  # which has no room for several writers
         console.print(
             "no MLflow for parts of a sweep without MLFLOW_TRACKING_URI: their curves come when "
@@ -489,7 +490,7 @@ def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, conso
         state.stop(state.read(plan.missing, kept), kept)
     end = read()
     if mirror:
-        mirror.sync(end)
+        mirror.sync(end, last=True)
     try:
         _table(plan.cells, kept, "auroc", Format.terminal, None)
     except (ValueError, OSError) as broken:  # what else happened must be told all the same
@@ -561,6 +562,20 @@ def _figures(kept):
         return figures.of_encoder(trial.curve, rows)
 
     return of
+
+
+def _overview(cells: list, kept):
+    from medssl import results
+    from medssl import status as state
+    from medssl.report import overview
+
+    read = state.Reader(cells, kept).read
+
+    def now():
+        rows = results.only(results.table(kept, cells), overview.METRIC).to_pylist()
+        return overview.overview(cells, read(), rows)
+
+    return now
 
 
 def _table(

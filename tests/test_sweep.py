@@ -65,6 +65,11 @@ def test_one_mlflow_run_per_encoder_with_its_spec_curves_metrics_and_figures(und
     client = MlflowClient(tracking_uri=f"sqlite:///{runs.store.root}/mlflow.db")
     experiment = client.get_experiment_by_name("tiny")
     found = client.search_runs([experiment.experiment_id])
+    (above,) = [run for run in found if "medssl.sweep" in run.data.tags]
+    found.remove(above)
+    assert above.info.status == "FINISHED"
+    assert above.data.metrics["sweep/done"] == len(runs.cells)
+    assert "| none | " in above.data.tags["mlflow.note.content"]
     encoders = {c.encoder.id: c.encoder for c in runs.cells}
     assert sorted(r.data.tags["medssl.encoder"] for r in found) == sorted(encoders)
     for run in found:
@@ -498,8 +503,9 @@ def test_a_tracking_server_that_is_down_loses_nothing(tmp_path):
 
     client = MlflowClient(tracking_uri=f"sqlite:///{runs.store.root}/mlflow.db")
     found = client.search_runs([client.get_experiment_by_name("tiny").experiment_id])
-    assert len(found) == 2
-    assert all("knn/auroc:1" in run.data.metrics for run in found)
+    runs_of = [run for run in found if "medssl.encoder" in run.data.tags]
+    assert len(runs_of) == 2
+    assert all("knn/auroc:1" in run.data.metrics for run in runs_of)
 
 
 def test_absent_data_stops_it_before_anything_is_started(tmp_path):

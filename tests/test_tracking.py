@@ -17,6 +17,7 @@ SWEEP = Sweep(
 )
 CELLS = SWEEP.cells()
 ID = CELLS[0].encoder.id
+OVERVIEW = tracking.Overview("pretraining", {"sweep/done": 0}, ["0.1.0+abc"], "one of two")
 
 
 def say(store, epochs, state="pretraining", reason=""):
@@ -39,15 +40,15 @@ def store(tmp_path):
 def server(store):
     """A mirror of the store on SQLite, and a client to see what arrived."""
 
-    def mirror(figures=lambda trial: [("a.png", b"png")]):
-        return tracking.Mirror("t", store, figures, "0.1.0+abc")
+    def mirror(figures=lambda trial: [("a.png", b"png")], overview=lambda: OVERVIEW):
+        return tracking.Mirror("t", store, figures, overview, "0.1.0+abc")
 
     return mirror, MlflowClient(tracking_uri=tracking.uri(store))
 
 
-def runs(client):
+def runs(client, tag="medssl.encoder"):
     found = client.get_experiment_by_name("t")
-    return client.search_runs([found.experiment_id])
+    return [r for r in client.search_runs([found.experiment_id]) if tag in r.data.tags]
 
 
 def losses(client, run):
@@ -106,7 +107,7 @@ def test_a_failure_is_marked_with_its_reason(store, server):
 def test_nothing_is_raised_one_warning_is_given_and_later_all_of_it_arrives(store, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    mirror = tracking.Mirror("t", store, lambda trial: [], "")
+    mirror = tracking.Mirror("t", store, lambda trial: [], lambda: OVERVIEW, "")
     say(store, 2)
     with pytest.warns(UserWarning, match="http://127.0.0.1:9 is behind") as warned:
         assert not mirror.sync(status.read(CELLS, store))
@@ -123,7 +124,7 @@ def test_nothing_is_raised_one_warning_is_given_and_later_all_of_it_arrives(stor
 
 
 def test_after_a_failure_the_server_is_left_alone_for_a_while(store, monkeypatch):
-    mirror = tracking.Mirror("t", store, lambda trial: [], "")
+    mirror = tracking.Mirror("t", store, lambda trial: [], lambda: OVERVIEW, "")
     asked = []
 
     def fails():
@@ -225,6 +226,132 @@ def test_another_driver_finds_all_runs_in_a_few_requests(store, server, monkeypa
     monkeypatch.setattr(tracking, "PAGE", 2)
     monkeypatch.setattr(MlflowClient, "search_runs", counted)
     assert make().sync(status.read(cells, store))
-    assert len(asked) == 3
+    assert len(asked) == 3  # of five runs and the one above them
     monkeypatch.undo()
     assert len(runs(client)) == 5
+
+
+def test_of_two_runs_of_one_encoder_the_older_stays_and_has_all_of_it(store, server):
+    """As a request leaves behind that was sent again, or two drivers at one moment."""
+    make, client = server
+    say(store, 2)
+    make().sync(status.read(CELLS, store))
+    (old,) = runs(client)
+    for made in (old.data.tags["medssl.made"] + "1", old.data.tags["medssl.made"][:-1]):
+        tags = {"medssl.encoder": ID, "medssl.made": made}
+        client.create_run(old.info.experiment_id, tags=tags)
+    assert len(runs(client)) == 3
+    for cell in CELLS:
+        measure(store, cell)
+    say(store, 4, "finished")
+    assert make().sync(status.read(CELLS, store))
+    (run,) = runs(client)
+    assert run.data.tags["medssl.made"] == old.data.tags["medssl.made"][:-1]
+    assert losses(client, run) == [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0)]
+    assert run.data.params["learning_rate"] == "0.0003"
+    assert run.info.status == "FINISHED"
+
+
+def test_a_request_that_was_sent_again_leaves_one_run(store, server, monkeypatch):
+    make, client = server
+    create = MlflowClient.create_run
+
+    def twice(*asked):
+        create(*asked)  # whose answer did not come
+        return create(*asked)
+
+    monkeypatch.setattr(MlflowClient, "create_run", twice)
+    say(store, 2)
+    assert make().sync(status.read(CELLS, store))
+    (run,), (above,) = runs(client), runs(client, "medssl.sweep")
+    assert losses(client, run) == [(1, 5.0), (2, 4.0)]
+    assert run.data.tags["mlflow.parentRunId"] == above.info.run_id
+
+
+def test_an_experiment_that_another_driver_makes_meanwhile_is_taken(store, server, monkeypatch):
+    make, client = server
+    say(store, 2)
+    assert make().sync(status.read(CELLS, store))
+    look, asked = MlflowClient.get_experiment_by_name, []
+
+    def late(*given):
+        asked.append(given)
+        return look(*given) if asked[1:] else None
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", late)
+    assert make().sync(status.read(CELLS, store))
+    assert len(runs(client)) == 1
+
+
+def test_what_is_sent_twice_is_there_once(store, server):
+    make, client = server
+    say(store, 3)
+    first = make()
+    first.sync(status.read(CELLS, store))
+    (known,) = first._runs.values()
+    known.epochs = 0  # as another that looked before the first had sent it
+    time.sleep(0.01)
+    assert first.sync(status.read(CELLS, store))
+    (run,) = runs(client)
+    assert losses(client, run) == [(1, 5.0), (2, 4.0), (3, 3.0)]
+
+
+def test_a_request_holds_whole_epochs(store, server, monkeypatch):
+    make, _ = server
+    monkeypatch.setattr(tracking, "BATCH", 5)
+    sent, send = [], MlflowClient.log_batch
+
+    def kept(self, run_id, metrics=(), params=(), tags=()):
+        sent.append([m.step for m in metrics if m.key in ("loss", "lr")])
+        return send(self, run_id, metrics, params, tags)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", kept)
+    say(store, 4)
+    make().sync(status.read(CELLS, store))
+    assert sent[:2] == [[1, 1, 2, 2], [3, 3, 4, 4]]
+
+
+def test_of_a_finished_run_another_driver_asks_nothing(store, server, monkeypatch):
+    make, _ = server
+    for cell in CELLS:
+        measure(store, cell)
+    say(store, 4, "finished")
+    assert make().sync(status.read(CELLS, store))
+    for name in ("get_metric_history", "create_run", "set_terminated", "log_artifact"):
+        monkeypatch.delattr(MlflowClient, name)
+    monkeypatch.delattr(results, "table")
+    assert make().sync(status.read(CELLS, store))
+
+
+def test_above_the_runs_stands_one_that_tells_of_the_whole_sweep(store, server, monkeypatch):
+    make, client = server
+    told = [tracking.Overview("pretraining", {"sweep/done": 1}, ["0.0.9", "0.1.0+abc"], "# one")]
+    mirror = make(overview=lambda: told[-1])
+    say(store, 2)
+    mirror.sync(status.read(CELLS, store))
+    (above,) = runs(client, "medssl.sweep")
+    (run,) = runs(client)
+    assert run.data.tags["mlflow.parentRunId"] == above.info.run_id
+    assert above.info.status == "RUNNING"
+    assert above.data.tags["mlflow.note.content"] == "# one"
+    assert above.data.tags["medssl.code"] == "0.0.9, 0.1.0+abc"
+    told.append(told[0]._replace(state="failed", counts={"sweep/done": 2}))
+    mirror.sync(status.read(CELLS, store))  # too soon to be told again
+    (above,) = runs(client, "medssl.sweep")
+    assert above.data.metrics == {"sweep/done": 1}
+    make(overview=lambda: told[-1]).sync(status.read(CELLS, store), last=True)
+    (above,) = runs(client, "medssl.sweep")
+    assert (above.info.status, above.data.metrics) == ("FAILED", {"sweep/done": 2})
+
+
+def test_runs_of_before_there_were_sweeps_are_put_below_theirs(store, server):
+    make, client = server
+    say(store, 2)
+    make().sync(status.read(CELLS, store))
+    (above,) = runs(client, "medssl.sweep")
+    client.delete_run(above.info.run_id)  # as if it had never been
+    make().sync(status.read(CELLS, store))
+    (again,) = runs(client, "medssl.sweep")
+    (run,) = runs(client)
+    assert again.info.run_id != above.info.run_id
+    assert run.data.tags["mlflow.parentRunId"] == again.info.run_id
