@@ -484,7 +484,7 @@ def _drive(asked, part, budget_hours, store: str, kept, data: Path | None, conso
             threads.callback(setattr, kept, "patience_s", 10)  # none of them is awaited long
             costs, budget_s = cost.of_store(kept), cost.INF
             if budget_hours is not None:
-                budget_s = 3600 * budget_hours / (plan.sweep.resources.gpu or 1)
+                budget_s = 3600 * budget_hours
             told = code, plan.sweep.resources, console.print, costs, budget_s
             lost = sweep.run(plan.missing, kept, data, *told)
         state.stop(state.read(plan.missing, kept), kept)
@@ -784,13 +784,18 @@ def _show_cost(plan, kept, price: float | None) -> None:
 
     if not plan.missing:
         return
-    costs, gpu = cost.of_store(kept), plan.sweep.resources.gpu
+    costs, resources = cost.of_store(kept), plan.sweep.resources
     cells = [*plan.missing, *plan.points, *(cell for one in plan.later for cell in one.like)]
     have = kept.names("encoders", ".safetensors")
     to_make = planning.to_make([*plan.missing, *plan.points], have)
     to_make += [one.like[0].encoder for one in plan.later]
-    gpu = gpu if gpu is not None else float("(CPU)" not in costs.device)
-    if told := cost.estimate(cells, to_make, costs).told(gpu, price):
+    shares = {spec: resources.share(spec, "(CPU)" not in costs.device) for spec in to_make}
+
+    def share(spec) -> float:
+        return shares.get(spec) or resources.share(spec, "(CPU)" not in costs.device) or 1.0
+
+    gpu = any(shares)
+    if told := cost.estimate(cells, to_make, costs, share).told(gpu, price):
         _console().print(_plain(f"  {told}"), highlight=False, soft_wrap=True)
     elif price is not None:
         _console().print("  no price: this store has measured nothing like it yet", soft_wrap=True)

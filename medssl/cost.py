@@ -85,20 +85,19 @@ UNKNOWN = Costs(())
 class Estimate:
     """Of a whole sweep, or what is left of it."""
 
-    known_s: float  # on one slot, one after another
+    known_s: float  # one after another, each times its share of a GPU
     unknown: int  # encoders of which nothing is known
     unjudged: int  # cells of which nothing is known
     device: str
 
-    def told(self, gpu: float, price: float | None) -> str:
+    def told(self, gpu: bool, price: float | None) -> str:
         """A line for people; "" where nothing is known."""
         if not self.known_s:
             return ""
-        by = gpu or 1
-        text = f"about {_time(self.known_s * by, gpu)} of {self.device}, by what this store has "
+        text = f"about {_time(self.known_s, gpu)} of {self.device}, by what this store has "
         text += "measured"
         if price is not None:
-            text += f": {price * by * self.known_s / 3600:,.2f} at {price:g} an hour"
+            text += f": {price * self.known_s / 3600:,.2f} at {price:g} an hour"
         counts = {"encoder": self.unknown, "cell": self.unjudged}
         left = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count]
         return text + (f"; without {' and '.join(left)}, of which it knows no like" if left else "")
@@ -124,13 +123,19 @@ def of_store(store: Store) -> Costs:
     return Costs(rows.to_pylist())
 
 
-def estimate(cells: Iterable[Cell], to_make: Iterable[EncoderSpec], costs: Costs) -> Estimate:
-    """Of judging `cells` and making the encoders that they lack."""
-    of_encoders = [costs.encoder_s(spec) for spec in to_make]
-    of_cells = [costs.cell_s(cell) for cell in cells]
-    known = [s for s in (*of_encoders, *of_cells) if s is not None]
-    where = costs.encoder_device if any(of_encoders) else costs.device
-    return Estimate(sum(known), of_encoders.count(None), of_cells.count(None), where)
+def estimate(
+    cells: Iterable[Cell],
+    to_make: Iterable[EncoderSpec],
+    costs: Costs,
+    share: Callable[[EncoderSpec], float] = lambda spec: 1.0,
+) -> Estimate:
+    """Of judging `cells` and making the encoders that they lack, on a `share` of a GPU each."""
+    of_encoders = [(spec, costs.encoder_s(spec)) for spec in to_make]
+    of_cells = [(cell.encoder, costs.cell_s(cell)) for cell in cells]
+    known = [s * share(spec) for spec, s in (*of_encoders, *of_cells) if s is not None]
+    where = costs.encoder_device if any(s for _, s in of_encoders) else costs.device
+    unknown, unjudged = (sum(s is None for _, s in of) for of in (of_encoders, of_cells))
+    return Estimate(sum(known), unknown, unjudged, where)
 
 
 def weight(cells: Sequence[Cell], spec: EncoderSpec, lacks: bool, costs: Costs) -> Weight:
@@ -150,9 +155,9 @@ def weight(cells: Sequence[Cell], spec: EncoderSpec, lacks: bool, costs: Costs) 
 class Queue:
     """Which trial is next: the head of the longest chain of what waits for one another.
 
-    One that waits for others comes after them; where one of those failed it is never next. With a
-    budget of slot-seconds, one of which enough is known to exceed it is passed over, and none is
-    begun once it is spent; `left` is what was not.
+    One that waits for others comes after them; where one of those failed it is never next. Of a
+    budget each takes its seconds times its share of a GPU: one of which enough is known to exceed
+    it is passed over, and none is begun once it is spent; `left` is what was not.
     """
 
     END = object()
@@ -163,9 +168,10 @@ class Queue:
         waits: Mapping[str, Collection[str]],  # for which others
         budget_s: float = INF,
         now: Callable[[], float] = time.monotonic,
+        shares: Mapping[str, float] | None = None,  # of a GPU; 1 where there is none
     ):
         self._waits, self._budget_s, self._now = waits, budget_s, now
-        self._weights = weights
+        self._weights, self._shares = weights, dict.fromkeys(weights, 1.0) | dict(shares or {})
         children = defaultdict(list)
         for child, several in waits.items():
             for above in several:
@@ -184,37 +190,38 @@ class Queue:
 
     def next(self):
         """The id of a trial; None while all wait for a parent that runs; END."""
-        now, weights = self._now(), self._weights
-        running_s = sum(max(weights[id].known_s, now - at) for id, at in self._began.items())
+        now, weights, shares = self._now(), self._weights, self._shares
+        running_s = sum(
+            shares[id] * max(weights[id].known_s, now - at) for id, at in self._began.items()
+        )
         free_s = self._budget_s - self.spent_s - running_s
         for place, id in enumerate(self.left):
             ready = self._unmade.isdisjoint(self._waits.get(id, ()))
-            if ready and max(weights[id].known_s, 1e-9) <= free_s:
+            if ready and max(shares[id] * weights[id].known_s, 1e-9) <= free_s:
                 del self.left[place]
                 self._began[id] = now
                 return id
         return None if self._began and self.left else self.END
 
     def ended(self, id: str, ok: bool) -> None:
-        took_s = self._now() - self._began.pop(id)
+        took_s = self._shares[id] * (self._now() - self._began.pop(id))
         self.spent_s += took_s
         if ok:
             self._unmade.remove(id)
         if ok and self._weights[id].sure:
-            self._compared.append((took_s, self._weights[id].known_s))
+            self._compared.append((took_s, self._shares[id] * self._weights[id].known_s))
 
-    def told(self, gpu: float) -> str:
+    def told(self, gpu: bool) -> str:
         """What was spent, and whether it was as expected."""
-        by = gpu or 1
-        text = f"{_time(self.spent_s * by, gpu)} in trials"
+        text = f"{_time(self.spent_s, gpu)} in trials"
         if self._compared:
             took_s, expected_s = map(sum, zip(*self._compared, strict=True))
-            text += f"; {len(self._compared)} of them took {_time(took_s * by, gpu)}, where "
-            text += f"{_time(expected_s * by, gpu)} were expected"
+            text += f"; {len(self._compared)} of them took {_time(took_s, gpu)}, where "
+            text += f"{_time(expected_s, gpu)} were expected"
         return text
 
 
-def _time(seconds: float, gpu: float) -> str:
+def _time(seconds: float, gpu: bool) -> str:
     """90 -> "2 GPU-minutes", without a GPU "2 minutes"; rough on purpose."""
     unit, of = "GPU-" if gpu else "", seconds
     for name, each in (("seconds", 60), ("minutes", 60)):

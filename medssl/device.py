@@ -20,6 +20,12 @@ def pick(gpu: bool) -> torch.device:
     return torch.device("cuda" if gpu else "cpu")
 
 
+def confine(device: torch.device, share: float) -> None:
+    """Lets this process have no more of a GPU's memory than its share: the others' is theirs."""
+    if device.type == "cuda" and 0 < share < 1:
+        torch.cuda.set_per_process_memory_fraction(share, torch.cuda.current_device())
+
+
 def bf16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 in hardware."""
     if device.type == "cuda":

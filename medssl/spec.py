@@ -318,7 +318,8 @@ class Resources:
     """Where a trial runs. None of this can change what is measured, so none of it is in an id."""
 
     cpu: int = 1  # cores per trial; torch uses exactly these
-    gpu: float | None = None  # GPUs per trial; None: 1 where the cluster has any, else 0
+    gpu: float | Callable[[EncoderSpec], float] | None = None  # GPUs per trial, or of an encoder's;
+    # None: 1 where the cluster has any, else 0. Of 0.25 a trial may take a quarter of the memory
     retries: int = 3  # per trial, for what can pass: a lost worker, a preempted pod
     concurrent: int | None = None  # trials at a time; None: what fits, so an autoscaler adds none
     checkpoint_s: float = 120  # seconds between checkpoints; the most work that a kill costs
@@ -326,6 +327,18 @@ class Resources:
     def __post_init__(self):
         if self.cpu < 1:
             raise ValueError(f"cpu={self.cpu}: a trial takes 1 core or more")
+
+    def share(self, spec: EncoderSpec, any_gpu: bool) -> float:
+        """GPUs of the encoder's trial; ValueError for what no trial can have."""
+        if self.gpu is None:
+            return float(any_gpu)
+        share = self.gpu(spec) if callable(self.gpu) else self.gpu
+        if not isinstance(share, Number) or share < 0 or (share > 1 and share != int(share)):
+            raise ValueError(
+                f"gpu={share!r} for {spec.method} on {spec.backbone} at {spec.image_size} px: it "
+                f"must be a share in (0, 1], a whole number, or 0"
+            )
+        return float(share)
 
 
 @dataclass(frozen=True, kw_only=True)

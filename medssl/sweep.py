@@ -27,7 +27,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -68,7 +68,6 @@ class Job:
     weights: str | None  # the folder MEDSSL_WEIGHTS
     code: str
     resources: Resources
-    gpu: float  # resources.gpu, decided
     run: str  # of this driver
 
 
@@ -94,8 +93,8 @@ def run(
 ) -> dict[str, str]:
     """Runs one trial per encoder of `cells`, the missing ones; blocks until the last has ended.
 
-    The longest by `costs` are first; none is begun that would exceed `budget_s`, which is counted
-    on slots: GPU-seconds, where a trial has a GPU.
+    The longest by `costs` are first; none is begun that would exceed `budget_s`: GPU-seconds, or
+    seconds of slots where trials have no GPU.
 
     Returns why, by encoder id, of the trials whose worker died once too often, whose supervised
     init could not be made, or that a budget left (BUDGET). What was measured, and what failed with
@@ -105,7 +104,6 @@ def run(
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray
-    from ray import tune
 
     todo: dict[str, list[Cell]] = {}
     for cell in cells:
@@ -117,16 +115,18 @@ def run(
         ray.shutdown()
         return {}
     has = ray.cluster_resources()
-    gpu = resources.gpu if resources.gpu is not None else float(has.get("GPU", 0) > 0)
-    room = _room(resources, gpu, say)
-    say(
-        f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
-        f"{resources.cpu} and {gpu:g}; at most {room()} at a time"
-    )
-    weights, driver = os.environ.get("MEDSSL_WEIGHTS"), uuid.uuid4().hex
-    job = Job(store.address, data, weights, code, resources, gpu, driver)
     trials = _trials(todo, store)
     work = trials.work
+    gpus = {id: resources.share(_spec(each), has.get("GPU", 0) > 0) for id, each in work.items()}
+    room = _room(resources, min(gpus.values()), say)
+    takes = " to ".join(f"{gpu:g}" for gpu in sorted({min(gpus.values()), max(gpus.values())}))
+    say(
+        f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
+        f"{resources.cpu} and {takes}; at most {room()} at a time"
+    )
+    weights, driver = os.environ.get("MEDSSL_WEIGHTS"), uuid.uuid4().hex
+    plain = replace(resources, gpu=None)  # a sweep's function need not be known to the workers
+    job = Job(store.address, data, weights, code, plain, driver)
     above = sum(isinstance(each, EncoderSpec) for each in work.values())
     if above:
         say(f"supervised encoders that others start from, to be made before those: {above}")
@@ -136,21 +136,14 @@ def run(
     known = {
         id: weight(_cells(each), _spec(each), id not in made, costs) for id, each in work.items()
     }
-    queue = Queue(known, trials.waits, budget_s)
+    queue = Queue(known, trials.waits, budget_s, shares={id: gpu or 1 for id, gpu in gpus.items()})
     found = {}
     with _ctrl_c(say) as asked, _headed(say), contextlib.suppress(KeyboardInterrupt):
-        try:
-            found = _fit(trials, queue, job, room)
-        except tune.TuneError as died:
-            why = _why(died).partition(". ")[0]
-            if "owner has died" not in why:  # the owner is this process, whose node has died
-                raise
-            say(f"Ray died before the sweep's end ({why}); what is finished is kept")
-            asked.set()
+        found = _fit(trials, gpus, queue, job, room)
     if asked.is_set():
         ray.shutdown()  # no trial goes on
         return {}
-    say(queue.told(gpu))
+    say(queue.told(any(gpus.values())))
     lost = {id: why for id in todo if (why := _ended(id, found, trials))}
     if budget_s < INF:
         lost |= {id: BUDGET for id in todo if id not in found and id not in lost}
@@ -209,7 +202,9 @@ def _ended(id: str, found: dict, trials: Trials) -> str:
     return ""
 
 
-def _fit(trials: Trials, queue: Queue, job: Job, room: Callable[[], int]) -> dict:
+def _fit(
+    trials: Trials, gpus: dict[str, float], queue: Queue, job: Job, room: Callable[[], int]
+) -> dict:
     """A Tune trial for each, in the queue's order, as many at a time as there is room for; Ray's
     results, by their ids."""
     import ray
@@ -219,10 +214,10 @@ def _fit(trials: Trials, queue: Queue, job: Job, room: Callable[[], int]) -> dic
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(_trial, job=job, work=[ray.put(trials.work)]),
-            {"cpu": job.resources.cpu, "gpu": job.gpu},
+            lambda config: {"cpu": job.resources.cpu, "gpu": config["gpu"]},
         ),
         tune_config=tune.TuneConfig(
-            search_alg=_searcher(queue, room, trials.points),
+            search_alg=_searcher(queue, gpus, room, trials.points),
             num_samples=-1,
             max_concurrent_trials=max(1, len(trials.work)),  # else Tune would start them one by one
             reuse_actors=True,
@@ -245,7 +240,9 @@ def _fit(trials: Trials, queue: Queue, job: Job, room: Callable[[], int]) -> dic
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _searcher(queue: Queue, room: Callable[[], int], points: Collection[str]):
+def _searcher(
+    queue: Queue, gpus: dict[str, float], room: Callable[[], int], points: Collection[str]
+):
     """What Tune asks for its next trial, ten times a second; `points` of searches may diverge."""
     from ray.tune.search import Searcher
 
@@ -261,7 +258,7 @@ def _searcher(queue: Queue, room: Callable[[], int], points: Collection[str]):
                 return Searcher.FINISHED
             if found is not None:
                 self._of[trial_id] = found
-            return found and {"encoder": found}
+            return found and {"encoder": found, "gpu": gpus[found]}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error=False):
             id = self._of.pop(trial_id)
@@ -325,13 +322,13 @@ def _trial(config: dict, job: Job, work: list) -> None:
     if _leave.is_set():  # in an earlier trial, which had an end of its own
         raise Preempted("before it began, with its worker")
     with _sigterm():
-        told = _done(config["encoder"], job, work)
+        told = _done(config["encoder"], config["gpu"], job, work)
     from ray import tune
 
     tune.report(told)
 
 
-def _done(encoder: str, job: Job, work: list) -> dict:
+def _done(encoder: str, gpu: float, job: Job, work: list) -> dict:
     """Does it; why it "failed", or "", and whether it "diverged". What a retry may mend is
     raised."""
     import torch
@@ -345,7 +342,8 @@ def _done(encoder: str, job: Job, work: list) -> dict:
     store = open_store(job.store, AWAY_S)
     mine = _of_all(*work)[encoder]
     try:
-        where = device.pick(gpu=job.gpu > 0)
+        where = device.pick(gpu=gpu > 0)
+        device.confine(where, gpu)
         attempts = {"run": job.run, "retries": job.resources.retries, "leave": _leave.is_set}
         here = trial.Here(where, job.data, job.code, job.resources.checkpoint_s, **attempts)
         if isinstance(mine, EncoderSpec):

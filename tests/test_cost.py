@@ -90,11 +90,16 @@ def test_an_estimate_says_what_it_does_not_know_and_what_it_costs():
     found = cost.estimate([*CELLS, odd, odd], [spec(), spec(image_size=64)], costs)
     assert (found.known_s, found.unknown, found.unjudged) == (36000 + 2 * 360, 1, 2)
     said = "about 10 GPU-hours of H100, by what this store has measured: 25.50 at 2.5 an hour; "
-    assert found.told(1, 2.5) == said + "without 1 encoder and 2 cells, of which it knows no like"
-    assert found.told(0.5, None).startswith("about 5.1 GPU-hours of H100")
-    assert found.told(0, None).startswith("about 10 hours of H100")
-    assert cost.estimate(CELLS[:1], [], costs).told(0, None).startswith("about 6 minutes of H100")
-    assert cost.estimate(CELLS, [spec()], cost.UNKNOWN).told(1, 2.5) == ""
+    assert (
+        found.told(True, 2.5) == said + "without 1 encoder and 2 cells, of which it knows no like"
+    )
+    half = cost.estimate(CELLS, [spec()], costs, lambda _: 0.5)
+    assert half.told(True, None).startswith("about 5.1 GPU-hours of H100")
+    assert found.told(False, None).startswith("about 10 hours of H100")
+    assert (
+        cost.estimate(CELLS[:1], [], costs).told(False, None).startswith("about 6 minutes of H100")
+    )
+    assert cost.estimate(CELLS, [spec()], cost.UNKNOWN).told(True, 2.5) == ""
 
 
 def test_a_store_is_read_once_for_each_cell(tmp_path):
@@ -158,9 +163,24 @@ def test_a_budget_passes_over_what_would_exceed_it():
     queue.ended("unknown", ok=True)
     assert queue.next() is queue.END
     assert queue.left == ["long"]
-    assert queue.told(0) == "30 seconds in trials; 2 of them took 20 seconds, where 2 minutes " + (
-        "were expected"
-    )
+    assert queue.told(
+        False
+    ) == "30 seconds in trials; 2 of them took 20 seconds, where 2 minutes " + ("were expected")
+
+
+def test_a_quarter_of_a_gpu_takes_a_quarter_of_a_budget():
+    clock, shares = [0.0], {"long": 0.25, "middle": 0.5}
+    queue = cost.Queue(weights(long=100, middle=60), {}, 54, lambda: clock[0], shares)
+    assert queue.next() == "long"  # 25 of 54
+    assert queue.next() is None  # 30 of the 29 that are left
+    clock[0] = 80
+    queue.ended("long", ok=True)
+    assert queue.spent_s == 20
+    assert queue.next() == "middle"
+    clock[0] = 200
+    queue.ended("middle", ok=True)
+    told = "80 GPU-seconds in trials; 2 of them took 80 GPU-seconds, where 55 GPU-seconds were "
+    assert queue.told(True) == told + "expected"
 
 
 def test_none_is_begun_once_a_budget_is_spent():

@@ -10,7 +10,6 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import ANY
 
 import pytest
 from runs import Runs, after_an_epoch, ended
@@ -216,6 +215,24 @@ def test_a_worker_that_dies_once_too_often_is_named(tmp_path):
     assert {c.encoder.id for c in results.missing(runs.cells, runs.store)} == {victim["encoder"]}
 
 
+@pytest.mark.parametrize(("share", "capped"), [(0.25, [0.25]), (1.0, []), (2.0, [])])
+def test_a_trial_has_its_share_of_a_gpus_memory_and_no_more(tmp_path, monkeypatch, share, capped):
+    import torch
+
+    from medssl import trial
+
+    seen, cell = [], CHILDREN[0]
+    cuda = {"is_available": lambda: True, "current_device": lambda: 0}
+    cuda["set_per_process_memory_fraction"] = lambda of, device: seen.append(of)
+    for name, does in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, does)
+    monkeypatch.setattr(trial, "run", lambda cells, store, here: seen.append(here.device.type))
+    monkeypatch.setattr(engine, "_of_all", lambda work: {cell.encoder.id: [cell]})
+    job = engine.Job(str(tmp_path), None, None, "test", Resources(), "")
+    assert engine._done(cell.encoder.id, share, job, [None])["failed"] == ""
+    assert seen == [*capped, "cuda"]
+
+
 @pytest.mark.parametrize(
     ("nodes", "cpu", "gpu", "slots"),
     [
@@ -329,10 +346,10 @@ def begun(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: [node(CPU=16.0)])
     store = Store(tmp_path)
 
-    def run(ends, say=lambda _: None, **more):
+    def run(ends, **more):
         given = []
 
-        def fit(trials, queue, job, room):
+        def fit(trials, gpus, queue, job, room):
             found = {}
             while (id := queue.next()) is not queue.END:
                 given.append(id)
@@ -343,7 +360,7 @@ def begun(tmp_path, monkeypatch):
 
         monkeypatch.setattr(engine, "_fit", fit)
         missing = results.missing(CHILDREN, store)
-        lost = engine.run(missing, store, None, "test", Resources(), say, **more)
+        lost = engine.run(missing, store, None, "test", Resources(), lambda _: None, **more)
         return given, lost
 
     return run
@@ -399,22 +416,6 @@ def test_results_that_are_not_seen_and_trials_beyond_a_budget_are_named(begun, t
     assert lost == dict.fromkeys(ALL, engine.BUDGET)
 
 
-def test_a_ray_that_dies_is_a_sentence_and_no_trial_is_called_failed(begun, capsys):
-    from ray.tune import TuneError
-
-    def ends(id, work, store):
-        raise TuneError(f"Traceback\nThe actor is dead because {reason}. Owner: 127.0.0.2")
-
-    reason = "its owner has died"
-    assert begun(ends, say=print) == ([ANY], {})
-    assert f"Ray died before the sweep's end (TuneError: The actor is dead because {reason})" in (
-        capsys.readouterr().out
-    )
-    reason = "of a mistake of ours"
-    with pytest.raises(TuneError):
-        begun(ends)
-
-
 def test_what_an_init_left_of_a_budget_is_not_called_failed(begun, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(engine, "Queue", partial(engine.Queue, now=lambda: clock[0]))
@@ -445,9 +446,9 @@ def test_after_tune_has_ended_ctrl_c_is_answered_by_an_exception(tmp_path, monke
             return []
 
     monkeypatch.setattr(tune, "Tuner", Tuner)
-    job = engine.Job(str(tmp_path), None, None, "test", Resources(), 0, "")
+    job = engine.Job(str(tmp_path), None, None, "test", Resources(), "")
     with engine._ctrl_c(lambda _: None) as asked:
-        engine._fit(engine.Trials({}, {}, set()), None, job, lambda: 1)
+        engine._fit(engine.Trials({}, {}, set()), {}, None, job, lambda: 1)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         assert asked.is_set()
