@@ -68,7 +68,7 @@ def test_one_mlflow_run_per_encoder_with_its_spec_curves_metrics_and_figures(und
     found.remove(above)
     assert above.info.status == "FINISHED"
     assert above.data.metrics["sweep/done"] == len(runs.cells)
-    assert "| none | " in above.data.tags["mlflow.note.content"]
+    assert "| none&emsp; | " in above.data.tags["mlflow.note.content"]
     encoders = {c.encoder.id: c.encoder for c in runs.cells}
     assert sorted(r.data.tags["medssl.encoder"] for r in found) == sorted(encoders)
     for run in found:
