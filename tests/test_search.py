@@ -3,16 +3,21 @@
 import functools
 import json
 import random
+import re
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from runs import Runs
+from typer.testing import CliRunner
 
 from medssl import Search, Sweep, _layouts, cost, plan, results, search, status, watch
-from medssl.spec import Shard, parent
+from medssl.cli import app
+from medssl.report import tables
+from medssl.spec import SEARCHED, Shard, parent
 from medssl.store import Store
 
 HALVING = Search(how="halving", epochs=100)
@@ -317,6 +322,65 @@ def test_a_sweep_searches_and_trains_what_was_chosen(tmp_path):
     )
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
     assert "0 missing" in runs.run()[1]
+
+
+FILE = """
+from medssl import Search, Sweep
+
+def sweep():
+    return Sweep(
+        name="t", method=["none", "simclr", "byol"], dataset="medmnist/breastmnist",
+        backbone="vit/tiny-14", image_size=28, eval="knn", label_fraction=1.0, seed=[0, 1],
+        search=[Search(epochs=100), Search(how="halving", epochs=100)],
+    )
+"""
+
+
+@pytest.fixture
+def searched(tmp_path):
+    """A sweep of which the searches are done, and every cell measured."""
+    store, file = Store(tmp_path / "store"), tmp_path / "t.py"
+    file.write_text(FILE)
+    cells = plan.load(file).cells()
+    for one in search.asked([cell.encoder for cell in cells], ()):
+        finished(store, one, lambda cell, method=one.method: score(cell) * (method == "simclr"))
+    searches = search.Searches(store)
+    for cell in cells:
+        found = cell.encoder.search and searches.chosen(cell.encoder)
+        chosen = dict(zip(SEARCHED, found, strict=True)) if found else {}
+        about = chosen | {"task": "binary-class"}
+        value = 0.5 + 0.1 * bool(found) + 0.01 * cell.encoder.seed
+        results.save(store, cell, {"auroc": value}, {}, about)
+    return file, store, cells
+
+
+def test_two_searches_are_two_lines_whatever_they_have_chosen(searched):
+    _, store, cells = searched
+    (found,) = tables.summaries(results.table(store, cells).to_pylist())
+    assert found.header == ["target", "search", "method", "100%"]
+    lines = [(row[1], row[2]) for row in found.rows]
+    both = ["grid epochs 100", "halving epochs 100"]
+    assert sorted(lines) == sorted([("-", "none"), *product(both, ["simclr", "byol"])])
+    assert "learning_rate chosen, weight_decay chosen" in found.caption
+    notes = tables.notes(results.table(store, cells).to_pylist())
+    best = "learning_rate 0.003, weight_decay 0.0001 chosen on validation of medmnist/breastmnist"
+    assert f"simclr on vit/tiny-14: {best} (4 encoders)" in notes
+    other = best.replace("0.003", "0.3").replace("0.0001", "0.001")  # all alike: the grid's first
+    assert f"byol on vit/tiny-14: {other} (4 encoders)" in notes
+
+
+def test_choices_shows_what_was_chosen_of_what(searched):
+    file, store, _ = searched
+    done = CliRunner().invoke(app, ["choices", str(file), "--store", str(store.root)])
+    assert done.exit_code == 0, done.output
+    assert done.output.count("chosen") == 4
+    (line, *_) = [line.split() for line in done.output.splitlines() if "chosen" in line]
+    assert line == ["1", "100", "0.003", "0.0001", "0.9000", "chosen"]
+    assert sum(line.split()[:2] == ["3", "66"] for line in done.output.splitlines()) == 4
+    file.write_text(re.sub("search=.*", "", FILE))
+    done = CliRunner().invoke(app, ["choices", str(file), "--store", str(store.root)])
+    assert done.exit_code == 2
+    assert "this sweep has no Search" in done.output
 
 
 def test_its_words_tell_searches_apart():
