@@ -13,7 +13,7 @@ help: ## this list
 demo: .venv/ready ## the main job, small: generated images, minutes on 2 cores, no network
 	$(PYTHON) sweeps/demo.py --store $(STORE)
 
-test: .venv/ready ## all tests that this machine can run
+test: .venv/ready ## all tests that this machine can run; with MEDSSL_LONG=1 those of minutes too
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 12
 
 check: .venv/ready ## format and lint, changing nothing

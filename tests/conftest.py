@@ -19,6 +19,11 @@ torch.set_num_threads(1)  # Ray's workers have the other core
 def pytest_collection_modifyitems(items):
     """Files that start Ray come first: with two workers the others then fill the second core."""
     items.sort(key=lambda item: "slow" not in item.keywords)
+    if not os.environ.get("MEDSSL_LONG"):
+        skip = pytest.mark.skip(reason="takes minutes: set MEDSSL_LONG=1, as .ci/run does")
+        for item in items:
+            if "long" in item.keywords:
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ TWO = f"{GRID}, resources=Resources(cpu=1, concurrent=2, checkpoint_s=1)"
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.timeout(600),
     pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2 and /proc of Linux"),
 ]

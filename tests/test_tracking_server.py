@@ -17,7 +17,7 @@ from served import initdb, mlflow_server, postgres
 from medssl import status
 from medssl.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 class Server(NamedTuple):
