@@ -1,6 +1,7 @@
 """The front desk: verbs, and where things are. What is computed is in the sweep file alone."""
 
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -264,7 +265,8 @@ def choices(sweep: SweepFile, store: StoreOption = STORE) -> None:
             standing, all_rungs = searches.standing(spec), search.rungs(spec)
             title = f"{spec.method} on {spec.dataset}, {spec.backbone}, {spec.init}: {spec.search}"
             shown = Table("rung", "epochs", *SEARCHED, spec.search.metric, "", box=None)
-            for rung, (at, found) in zip(all_rungs, enumerate(standing.rungs, 1), strict=False):
+            scores = [*standing.rungs, searches.so_far(spec)]
+            for rung, (at, found) in zip(all_rungs, enumerate(scores, 1), strict=False):
                 for point, score in found.items():
                     told = "diverged" if score == -float("inf") else f"{score:.4f}"
                     last = at == len(all_rungs) and point == standing.chosen
@@ -789,13 +791,13 @@ def _show_cost(plan, kept, price: float | None) -> None:
     have = kept.names("encoders", ".safetensors")
     to_make = planning.to_make([*plan.missing, *plan.points], have)
     to_make += [one.like[0].encoder for one in plan.later]
-    shares = {spec: resources.share(spec, "(CPU)" not in costs.device) for spec in to_make}
 
+    @functools.cache
     def share(spec) -> float:
-        return shares.get(spec) or resources.share(spec, "(CPU)" not in costs.device) or 1.0
+        return resources.share(spec, any_gpu="(CPU)" not in costs.device)
 
-    gpu = any(shares)
-    if told := cost.estimate(cells, to_make, costs, share).told(gpu, price):
+    gpu = any(share(cell.encoder) for cell in cells)
+    if told := cost.estimate(cells, to_make, costs, lambda of: share(of) or 1.0).told(gpu, price):
         _console().print(_plain(f"  {told}"), highlight=False, soft_wrap=True)
     elif price is not None:
         _console().print("  no price: this store has measured nothing like it yet", soft_wrap=True)

@@ -147,6 +147,12 @@ class Searches:
             points = [point for point in points if scores[point] > -math.inf]
         return Standing(complete, {})
 
+    def so_far(self, spec: EncoderSpec) -> dict[Point, float]:
+        """Scores of those points of the rung that is being measured which are."""
+        asked = self.standing(spec).cells
+        self._read(asked.values(), spec)
+        return {point: self._score(of) for point, of in asked.items() if self._measured(of)}
+
     def known(self, spec: EncoderSpec) -> list[list[Cell]]:
         """The cells of each point of the complete rungs and of the one that is being measured."""
         standing = self.standing(spec)

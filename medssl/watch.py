@@ -34,7 +34,7 @@ def render(status: Status) -> Group:
         last = trial.curve[-1] if trial.curve else {}
         table.add_row(
             trial.spec.id,
-            *(str(getattr(trial.spec, axis)) for axis in axes),
+            *("" if (at := getattr(trial.spec, axis)) is None else str(at) for axis in axes),
             _now(trial),
             f"{last['loss']:.3f}" if last else "",
             f"{last['views_per_s']:,.0f}" if last else "",

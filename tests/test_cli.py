@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -262,6 +263,29 @@ def test_what_a_budget_left_is_no_failure(sweep, tmp_path, monkeypatch):
     assert "failed" not in out
     code, out = medssl("plan", sweep, "--store", place, "--price", "2")
     assert "no price: this store has measured nothing like it yet" in out
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "told"),
+    [
+        ("AMD EPYC (CPU)", "None", "about 30 minutes of AMD EPYC (CPU)"),
+        ("NVIDIA H200", "None", "about 30 GPU-minutes of NVIDIA H200"),
+        ("NVIDIA H200", "lambda encoder: 0.5", "about 15 GPU-minutes of NVIDIA H200"),
+    ],
+)
+def test_a_plan_counts_the_share_of_a_gpu_that_is_asked_for(tmp_path, device, gpu, told):
+    file, store = tmp_path / "t.py", Store(tmp_path / "store")
+    text = FILE.replace("from medssl import", "from medssl import Resources,")
+    file.write_text(text.replace("drop=", f"resources=Resources(gpu={gpu}), seed=[0, 1], drop="))
+    cells = plan.load(file).cells()
+    of_first = [cell for cell in cells if cell.encoder.seed == 0]
+    for cell in of_first:
+        pretrain_s = 1200 * (cell.encoder.method == "simclr")
+        about = {"device": device, "encoder_device": device, "notes": ""}
+        about |= {"eval_s": 200, "pretrain_s": pretrain_s, "finished_at": datetime.now(UTC)}
+        results.save(store, cell, {"auroc": 0.5}, {}, about)
+    _, out = medssl("plan", str(file), "--store", str(store.root), "--price", "2")
+    assert told in out
 
 
 def test_brackets_in_a_path_are_printed(sweep, store, tmp_path):

@@ -123,6 +123,7 @@ def test_the_next_rung_is_the_best_third_once_all_are_measured(tmp_path):
         measure(store, cell, score(cell))
     searches.look()
     assert searches.missing(one) == cells[-1:]
+    assert list(searches.so_far(one).values()) == list(map(score, cells[:-1]))
     later = searches.later(one)
     assert [(each.rung, each.place) for each in later] == [(1, place) for place in range(4)] + [
         (2, 0),
