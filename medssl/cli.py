@@ -263,7 +263,8 @@ def choices(sweep: SweepFile, store: StoreOption = STORE) -> None:
         searches = search.Searches(open_store(store))
         for spec in specs:
             standing, all_rungs = searches.standing(spec), search.rungs(spec)
-            title = f"{spec.method} on {spec.dataset}, {spec.backbone}, {spec.init}: {spec.search}"
+            title = f"{spec.method} on {spec.dataset} at {spec.image_size} px, {spec.backbone}, "
+            title += f"{spec.init}, {spec.views} views, {spec.epochs} epochs: {spec.search}"
             shown = Table("rung", "epochs", *SEARCHED, spec.search.metric, "", box=None)
             scores = [*standing.rungs, searches.so_far(spec)]
             for rung, (at, found) in zip(all_rungs, enumerate(scores, 1), strict=False):

@@ -188,8 +188,11 @@ class Queue:
         self.spent_s = 0.0
         self._compared: list[tuple[float, float]] = []  # seconds it took, and that were expected
 
-    def next(self):
-        """The id of a trial; None while all wait for a parent that runs; END."""
+    def next(self, fits: Callable[[str], bool] = lambda id: True):
+        """The id of a trial; None while all wait for others that run, or for room; END.
+
+        Nothing overtakes a trial that does not fit yet, or it would wait for all that are smaller.
+        """
         now, weights, shares = self._now(), self._weights, self._shares
         running_s = sum(
             shares[id] * max(weights[id].known_s, now - at) for id, at in self._began.items()
@@ -198,6 +201,8 @@ class Queue:
         for place, id in enumerate(self.left):
             ready = self._unmade.isdisjoint(self._waits.get(id, ()))
             if ready and max(shares[id] * weights[id].known_s, 1e-9) <= free_s:
+                if not fits(id):
+                    return None
                 del self.left[place]
                 self._began[id] = now
                 return id

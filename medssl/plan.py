@@ -18,7 +18,18 @@ from pathlib import Path
 import medssl
 from medssl import datasets, registry, results, search, weights
 from medssl.ranges import split
-from medssl.spec import NONE, SAME, UNUSED, Cell, EncoderSpec, Scalar, Shard, Sweep, parent
+from medssl.spec import (
+    NONE,
+    SAME,
+    SEARCHED,
+    UNUSED,
+    Cell,
+    EncoderSpec,
+    Scalar,
+    Shard,
+    Sweep,
+    parent,
+)
 from medssl.store import Store
 
 ALWAYS = ("method", "dataset", "backbone", "init", "views", "seed")  # axes that are shown
@@ -168,7 +179,7 @@ def axes(cells: Sequence[Cell]) -> dict[str, list[str]]:
     for spec in specs:
         unused = [*UNUSED, *["dataset"] * pretrained] if spec.method == NONE else ()
         for f in fields(spec):
-            if f.name not in ("recipe", *unused):
+            if f.name not in ("recipe", *unused, *(SEARCHED if spec.search else ())):
                 add(f.name, getattr(spec, f.name))
         for name, value in spec.recipe:
             add(f"{spec.method} {name}", value)

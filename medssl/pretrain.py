@@ -80,14 +80,13 @@ def pretrain(
     result = initial(spec, start)
     if spec.method == NONE:
         return result
-    if spare and hasattr(result.encoder, "set_grad_checkpointing"):
-        result.encoder.set_grad_checkpointing(True)  # timm's; MAE's own forward passes it by
-        result.notes.append("pretrained with less memory, after it had run out")
     module, recipe = registry.load("methods", spec.method), dict(spec.recipe)
     half = max(1, len(images) // 2)  # of all, and half of the batch would meet its own older keys
     if recipe.get("queue", 0) > half:
         result.notes.append(f"queue {recipe['queue']} cut to half of the {len(images)} images")
         recipe["queue"] = half
+    if spare := spare and module.Method.forwards and spares(result.encoder):
+        result.notes.append("pretrained with less memory, after it had run out")
     method = module.Method(result.encoder, module.Config(**recipe))
     method.to(device, memory_format=torch.channels_last).train()
     optimizer = optimizers.build(spec.optimizer, groups(method, spec.weight_decay))
@@ -166,6 +165,15 @@ def pretrain(
     made = sum(epoch["views_per_s"] * epoch["seconds"] for epoch in result.curve)
     result.views_per_s = made / result.seconds
     return result
+
+
+def spares(encoder: nn.Module) -> bool:
+    """Tells the encoder to compute again what it needs not keep; whether it can."""
+    try:
+        encoder.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # timm's networks assert, where they cannot
+        return False
+    return True
 
 
 @contextlib.contextmanager

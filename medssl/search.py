@@ -9,7 +9,8 @@ depends on which point came first. A point whose loss diverged is the worst, and
 """
 
 import math
-from collections.abc import Collection, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
@@ -22,6 +23,8 @@ from medssl.store import Store
 
 KEPT = 1 / 3  # of the points of a rung, for the next
 SHARE = 1 / 3  # of the full grid's epochs, that halving may take
+
+LAG_S = 60  # seconds after which a shared folder shows everywhere what a node has written
 
 Point = tuple[float, float]  # learning rate, weight decay
 
@@ -115,8 +118,8 @@ def diverged(encoder: str) -> str:
 class Searches:
     """What a store says of searches, as it was when this was made; scores are read once."""
 
-    def __init__(self, store: Store):
-        self._store = store
+    def __init__(self, store: Store, lag_s: float = 0):
+        self._store, self._lag_s = store, lag_s
         self._scores: dict[str, float] = {}
         self.broken: set[str] = set()  # files of rows that cannot be read: as if not measured
         self._of: dict[str, Standing] = {}
@@ -176,28 +179,37 @@ class Searches:
         ]
 
     def of_later(self, asked: Later) -> list[Cell]:
-        """Its cells, once the rung before it is complete; none, where too few points are left."""
-        standing = self.standing(asked.spec)
-        if len(standing.rungs) < asked.rung:
-            raise ValueError(f"rung {asked.rung} of the search {asked.id} is not complete")
+        """Its cells, once the rung before it is complete; none, where too few points are left.
+
+        OSError where it is not: a shared folder may show a row of another node late.
+        """
+        standing = self._once(asked.spec, lambda found: len(found.rungs) >= asked.rung)
         before = [p for p, score in standing.rungs[asked.rung - 1].items() if score > -math.inf]
         if asked.place >= len(before):
             return []
         return cells(asked.spec, before[asked.place], rungs(asked.spec)[asked.rung].epochs)
 
     def chosen(self, spec: EncoderSpec) -> Point:
-        """ValueError where nothing is."""
-        if found := self.standing(spec).chosen:
+        """ValueError where nothing can be, OSError while it goes on."""
+        if found := self._once(spec, lambda found: not found.cells).chosen:
             return found
-        if self.standing(spec).cells:
-            raise ValueError(
-                f"of the search for it {len(self.missing(spec))} points are not measured yet: run "
-                f"the sweep that searches"
-            )
         raise ValueError(
             f"no point of the search for it has a {spec.search.metric}: where their losses "
             f"diverged, name lower learning rates in Search"
         )
+
+    def _once(self, spec: EncoderSpec, ready: Callable[[Standing], bool]) -> Standing:
+        """Where it stands once it is `ready`, which is waited for as long as a store may lag."""
+        until = time.monotonic() + self._lag_s
+        while not ready(found := self.standing(spec)):
+            if time.monotonic() >= until:
+                raise OSError(
+                    f"{len(self.missing(spec))} points of the search for it are not measured, or "
+                    f"this node does not see them yet: run the sweep again"
+                )
+            time.sleep(1)
+            self.look()
+        return found
 
     def _measured(self, of: Iterable[Cell]) -> bool:
         return all(c.id in self._done or c.encoder.id in self.diverged for c in of)
@@ -205,6 +217,8 @@ class Searches:
     def _read(self, asked: Iterable[list[Cell]], spec: EncoderSpec) -> bool:
         """The scores of cells that are done; whether all their files could be read."""
         done = [c for of in asked for c in of if c.id in self._done and c.id not in self._scores]
+        if not done:
+            return True
         rows, broken = results.collected(self._store, done)
         self.broken |= broken.keys()
         self._done -= {Path(name).stem for name in broken}
@@ -248,7 +262,8 @@ def set_aside_broken(specs: Iterable[EncoderSpec], store: Store) -> list[str]:
 
 def asked(specs: Iterable[EncoderSpec], made: Collection[str]) -> list[EncoderSpec]:
     """One of each search that the encoders, as far as they are not `made`, wait for."""
-    return list({base(s).id: s for s in specs if s.search and s.id not in made}.values())
+    each = {spec.id: spec for spec in specs if spec.search}.values()
+    return list({base(spec).id: spec for spec in each if spec.id not in made}.values())
 
 
 def waits(spec: EncoderSpec, searches: Searches) -> dict[str, set[str]]:

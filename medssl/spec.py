@@ -165,7 +165,7 @@ class Search(_Content):
         for name in ("learning_rate", "weight_decay", "epochs", "seed", "metric"):
             if (value := getattr(self, name)) != getattr(usual, name):
                 many = value if isinstance(value, tuple) else [value]
-                text += f" {name} " + " ".join(f"{v:g}" if v != str(v) else v for v in many)
+                text += f" {name} " + " ".join(map(str, many))
         if self.by != usual.by:
             name, chosen = self.by
             changed = set(chosen) - set(settings("evals", name))
@@ -241,9 +241,12 @@ class Shard:
         return cls(int(part), int(of))
 
     def holds(self, spec: EncoderSpec) -> bool:
-        """Encoders that start from the same supervised one, or from one search, are in one part."""
+        """Encoders of one search, and those that start from a supervised one of whatever seed, are
+        in one part."""
         if spec.search:
             spec = replace(spec, seed=spec.search.seed)
+        if parent(spec):
+            spec = replace(spec, seed=0)
         while above := parent(spec):
             spec = above
         return int(spec.id, 16) % self.of == self.part - 1
@@ -332,8 +335,14 @@ class Resources:
         """GPUs of the encoder's trial; ValueError for what no trial can have."""
         if self.gpu is None:
             return float(any_gpu)
-        share = self.gpu(spec) if callable(self.gpu) else self.gpu
-        if not isinstance(share, Number) or share < 0 or (share > 1 and share != int(share)):
+        try:
+            share = self.gpu(spec) if callable(self.gpu) else self.gpu
+        except Exception as wrong:  # whatever a user's function may do
+            raise ValueError(
+                f"Resources gpu failed on {spec.method}, {spec.backbone}: "
+                f"{type(wrong).__name__}: {wrong}"
+            ) from None
+        if not isinstance(share, Number) or not (0 <= share <= 1 or share in range(2, 1025)):
             raise ValueError(
                 f"gpu={share!r} for {spec.method} on {spec.backbone} at {spec.image_size} px: it "
                 f"must be a share in (0, 1], a whole number, or 0"
@@ -381,9 +390,9 @@ class Sweep:
         for f in fields(self):
             if isinstance(value := getattr(self, f.name), Iterator):  # which is empty once read
                 object.__setattr__(self, f.name, list(value))
-        searched = [axis for axis in SEARCHED if getattr(self, axis) != getattr(Sweep, axis)]
-        if searched and all(_several(self.search)):
-            raise ValueError(f"{searched[0]} is chosen by the Search: name its values there")
+        for axis in SEARCHED if all(_several(self.search)) else ():
+            if _several(getattr(self, axis)) != [getattr(Sweep, axis)]:
+                raise ValueError(f"{axis} is chosen by the Search: name its values there")
 
     def cells(self) -> list[Cell]:
         """Every cell that is kept, once each, those of one encoder side by side."""

@@ -29,6 +29,7 @@ class Trial:
     cells: list[Cell]
     done: int = 0
     made: bool = False  # its encoder is in the store, after however many epochs
+    diverged: bool = False  # a point of a search, which it leaves by that
     read: Callable[[], dict] = dict
 
     @cached_property
@@ -43,7 +44,9 @@ class Trial:
 
     @property
     def state(self) -> str:
-        """finished | failed | starting | pretraining | evaluating | waiting"""
+        """finished | failed | diverged | starting | pretraining | evaluating | waiting"""
+        if self.diverged:
+            return "diverged"
         if self.done == len(self.cells) and (self.cells or self.made):
             return "finished"
         state = self.said.get("state", "waiting")
@@ -121,13 +124,12 @@ class Reader:
         above = [parent(t.spec) for id, t in trials.items() if id not in made]
         parents = {spec.id: Trial(spec, []) for spec in above if spec}
         points, later = self._points([t.spec for t in trials.values()], made)
-        for id, trial in (trials | parents | points).items():
+        for id, trial in [*trials.items(), *parents.items(), *points.items()]:
             trial.made = id in made
             trial.done = sum(cell.id in done for cell in trial.cells)
             if id in spoke:
                 trial.read = partial(self._latest, id, spoke[id])
-            if id in points and id in self._searches.diverged:
-                trial.done = len(trial.cells)
+            trial.diverged = id in points and id in self._searches.diverged
         return Status(*(list(of.values()) for of in (trials, parents, points)), later)
 
     def _points(self, specs: list[EncoderSpec], made: set[str]) -> tuple[dict[str, Trial], int]:
@@ -141,7 +143,8 @@ class Reader:
                 self._searches = search.Searches(self._store)
         for spec in search.asked(searched, ()):
             for cells in self._searches.known(spec):
-                points[cells[0].encoder.id] = Trial(cells[0].encoder, cells)
+                if (id := cells[0].encoder.id) not in self._cells:  # else it is one of its own
+                    points[id] = Trial(cells[0].encoder, cells)
             later += len(self._searches.later(spec)) * (spec.id not in made)
         return points, later
 

@@ -118,11 +118,11 @@ def run(
     trials = _trials(todo, store)
     work = trials.work
     gpus = {id: resources.share(_spec(each), has.get("GPU", 0) > 0) for id, each in work.items()}
-    room = _room(resources, min(gpus.values()), say)
+    room = _room(resources, gpus.values(), say)
     takes = " to ".join(f"{gpu:g}" for gpu in sorted({min(gpus.values()), max(gpus.values())}))
     say(
         f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
-        f"{resources.cpu} and {takes}; at most {room()} at a time"
+        f"{resources.cpu} and {takes}; at most {room().trials} at a time"
     )
     weights, driver = os.environ.get("MEDSSL_WEIGHTS"), uuid.uuid4().hex
     plain = replace(resources, gpu=None)  # a sweep's function need not be known to the workers
@@ -136,7 +136,7 @@ def run(
     known = {
         id: weight(_cells(each), _spec(each), id not in made, costs) for id, each in work.items()
     }
-    queue = Queue(known, trials.waits, budget_s, shares={id: gpu or 1 for id, gpu in gpus.items()})
+    queue = Queue(known, trials.waits, budget_s, shares=gpus if any(gpus.values()) else None)
     found = {}
     with _ctrl_c(say) as asked, _headed(say), contextlib.suppress(KeyboardInterrupt):
         found = _fit(trials, gpus, queue, job, room)
@@ -165,6 +165,7 @@ def _trials(todo: dict[str, list[Cell]], store: Store) -> Trials:
     work: dict[str, Work] = {id: list(cells) for id, cells in todo.items()}
     waits: dict[str, set[str]] = {}
     points: set[str] = set()
+    after: dict[str, set[str]] = collections.defaultdict(set)
     for spec in search.asked([cells[0].encoder for cells in todo.values()], made):
         for cell in searches.missing(spec):
             mine = work.setdefault(cell.encoder.id, [])
@@ -173,6 +174,12 @@ def _trials(todo: dict[str, list[Cell]], store: Store) -> Trials:
         work |= {one.id: one for one in searches.later(spec)}
         points |= {one.id for one in searches.later(spec)}
         waits |= search.waits(spec, searches)
+        ahead = {cell.id for cell in searches.missing(spec)}  # shared with others, so that their
+        before = set().union(*(after.get(id, ()) for id in ahead))  # next rungs may be so too
+        for one in searches.later(spec):
+            waits[one.id] |= before
+            for id in ahead:
+                after[id].add(one.id)
     for id, (first, *_) in todo.items():
         if id not in made and first.encoder.search:
             waits[id] = waits[search.base(first.encoder).id]
@@ -192,18 +199,19 @@ def _ended(id: str, found: dict, trials: Trials) -> str:
     for above in sorted(trials.waits.get(id, ())):
         point = above in trials.points
         what = "a point of its search was not measured" if point else NOT_MADE
+        log = "" if isinstance(trials.work[above], Later) else f" (logs/{above}.log)"
         if above not in found:
             if further := _ended(above, found, trials):
                 return further
         elif found[above].error is not None:
-            return f"{what}: {_why(found[above].error)} (logs/{above}.log)"
+            return f"{what}: {_why(found[above].error)}{log}"
         elif not _well(found[above].metrics, point):
-            return f"{what}: {_failed(found[above])} (logs/{above}.log)"
+            return f"{what}: {_failed(found[above])}{log}"
     return ""
 
 
 def _fit(
-    trials: Trials, gpus: dict[str, float], queue: Queue, job: Job, room: Callable[[], int]
+    trials: Trials, gpus: dict[str, float], queue: Queue, job: Job, room: Callable[[], "Room"]
 ) -> dict:
     """A Tune trial for each, in the queue's order, as many at a time as there is room for; Ray's
     results, by their ids."""
@@ -241,7 +249,7 @@ def _fit(
 
 
 def _searcher(
-    queue: Queue, gpus: dict[str, float], room: Callable[[], int], points: Collection[str]
+    queue: Queue, gpus: dict[str, float], room: Callable[[], "Room"], points: Collection[str]
 ):
     """What Tune asks for its next trial, ten times a second; `points` of searches may diverge."""
     from ray.tune.search import Searcher
@@ -252,9 +260,12 @@ def _searcher(
             self._of: dict[str, str] = {}
 
         def suggest(self, trial_id: str):
-            if len(self._of) >= room():
+            trials, free = room()
+            free -= sum(gpus[id] for id in self._of.values())
+            if len(self._of) >= trials:
                 return None
-            if (found := queue.next()) is Queue.END:
+            found = queue.next(lambda id: gpus[id] <= free + 1e-9 or not self._of)
+            if found is Queue.END:
                 return Searcher.FINISHED
             if found is not None:
                 self._of[trial_id] = found
@@ -350,7 +361,7 @@ def _done(encoder: str, gpu: float, job: Job, work: list) -> dict:
             trial.make(mine, store, here)
         else:
             if isinstance(mine, Later):
-                mine = search.Searches(store).of_later(mine)
+                mine = search.Searches(store, search.LAG_S).of_later(mine)
             if cells := results.missing(mine, store):
                 trial.run(cells, store, here)
     except Exception as error:
@@ -462,7 +473,7 @@ def _headed(say: Callable[[str], None]) -> Iterator[None]:
         return
     head = ray.get_runtime_context().gcs_address
     host, _, port = head.rpartition(":")
-    patience_s = float(os.environ.get(RAYS_PATIENCE_S, 60)) - BEFORE_S
+    patience_s = max(LOOK_S, float(os.environ.get(RAYS_PATIENCE_S, 60)) - BEFORE_S)
 
     def watch(stop: threading.Event) -> None:
         heard = time.monotonic()
@@ -503,33 +514,47 @@ def _silent(address: str) -> str:
         time.sleep(0.5)
 
 
-def _room(resources: Resources, gpu: float, say: Callable[[str], None]) -> Callable[[], int]:
-    """Says how many trials may run: as many as were asked for, else as fit the nodes there are.
+class Room(NamedTuple):
+    """What may run at a time."""
 
-    ValueError where none was asked for, and none fits.
+    trials: int
+    gpus: float
+
+
+def _room(
+    resources: Resources, gpus: Collection[float], say: Callable[[str], None]
+) -> Callable[[], Room]:
+    """Says what may run: as many trials as were asked for, else as fit the nodes there are.
+
+    ValueError where none was asked for, and one of those that take so many `gpus` fits nowhere.
     """
     if resources.concurrent:
-        return lambda: resources.concurrent
+        return lambda: Room(resources.concurrent, INF)
     import ray
 
-    def look() -> int:
-        here = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return _slots(here, resources.cpu, gpu)
+    def here() -> list[dict[str, float]]:
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-    fit, looked = look(), time.monotonic()
-    if fit < 1:
+    def look() -> Room:
+        nodes = here()
+        fit = _slots(nodes, resources.cpu, min(gpus))
+        return Room(max(1, fit), sum(has.get("GPU", 0) for has in nodes))
+
+    if not _slots(here(), resources.cpu, max(gpus)):
         raise ValueError(
-            f"a trial takes {resources.cpu} cores and {gpu:g} GPUs, and no node of Ray has them: "
-            f"lower cpu and gpu in the sweep's Resources, wait until nodes have joined or, on a "
-            f"cluster that adds nodes, set concurrent to the trials that it should make room for"
+            f"a trial takes {resources.cpu} cores and {max(gpus):g} GPUs, and no node of Ray has "
+            f"them: lower cpu and gpu in the sweep's Resources, wait until nodes have joined or, "
+            f"on a cluster that adds nodes, set concurrent to the trials to make room for"
         )
 
-    def by_now() -> int:
+    fit, looked = look(), time.monotonic()
+
+    def by_now() -> Room:
         nonlocal fit, looked
         if time.monotonic() - looked > LOOK_S:
-            found, looked = max(1, look()), time.monotonic()  # one waits where all nodes are gone
-            if found != fit:
-                say(f"Ray's nodes have changed: at most {found} trials at a time")
+            found, looked = look(), time.monotonic()  # one waits where all nodes are gone
+            if found.trials != fit.trials:
+                say(f"Ray's nodes have changed: at most {found.trials} trials at a time")
             fit = found
         return fit
 
@@ -539,7 +564,7 @@ def _room(resources: Resources, gpu: float, say: Callable[[str], None]) -> Calla
 def _slots(nodes: Sequence[dict[str, float]], cpu: int, gpu: float) -> int:
     """Trials that fit the nodes as they are: more would only wait, or wake every node at once."""
     return sum(
-        int(min([has.get("CPU", 0) // cpu] + ([has.get("GPU", 0) // gpu] if gpu else [])))
+        int(min([has.get("CPU", 0) / cpu] + ([has.get("GPU", 0) / gpu] if gpu else [])) + 1e-9)
         for has in nodes
     )
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medssl import results
-from medssl.spec import Cell, Scalar, settings
+from medssl.spec import SEARCHED, Cell, Scalar, settings
 from medssl.status import Status, Trial
 from medssl.store import Store
 
@@ -42,7 +42,7 @@ AT_ONCE = 4  # requests, of a server: its answers take their time
 PAUSE_S = 30  # after a failure, before the server is asked again
 TELL_S = 60  # between two accounts of the whole sweep, at least
 MEET_S = 1  # after which of two runs of a sweep that are made at once both are seen
-STATES = {"finished": "FINISHED", "failed": "FAILED", "waiting": "KILLED"}
+STATES = {"finished": "FINISHED", "failed": "FAILED", "diverged": "FAILED", "waiting": "KILLED"}
 
 Figures = Callable[[Trial], Iterable[tuple[str, bytes]]]  # (file name, PNG)
 
@@ -252,6 +252,8 @@ class Mirror:
     def _whole(self, trial: Trial) -> bool:
         """Whether all of a finished trial has been brought, so that nothing of it need be read."""
         run = self._runs.get(trial.spec.id)
+        if run and trial.diverged:
+            return run.state == STATES["diverged"]
         finished = run and run.state == STATES["finished"] and trial.state == "finished"
         return bool(finished) and all(cell.id in run.cells for cell in trial.cells)
 
@@ -262,7 +264,7 @@ class Mirror:
             run = self._runs[trial.spec.id] = self._find(trial)
             if self._whole(trial):
                 return
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import Metric, Param, RunTag
 
         curve, tags = trial.curve, []
         fresh = [c for c in trial.cells if c.id not in run.cells]
@@ -288,6 +290,8 @@ class Mirror:
         if changed and ((reason := trial.said.get("reason", "")) or run.state == "FAILED"):
             tags.append(RunTag("medssl.reason", reason[:500]))
         params = [] if run.described else _params(trial)
+        if rows and trial.spec.search:
+            params += [Param(axis, str(rows[0][axis])) for axis in SEARCHED]
         tags += [] if run.described else [RunTag("medssl.host", str(trial.said.get("host", "")))]
         *batches, end = _batches([*epochs[run.epochs :], *news])
         for batch in batches:
@@ -369,6 +373,8 @@ def _params(trial: Trial) -> list:
     from mlflow.entities import Param
 
     values = asdict(trial.spec) | {"search": trial.spec.search or ""}
+    for axis in SEARCHED if trial.spec.search else ():
+        del values[axis]  # until it is known what was chosen
     recipe = dict(values.pop("recipe"))
     values |= {(f"method_{k}" if k in values else k): v for k, v in recipe.items()}
     return [Param(k, str(v)) for k, v in values.items()]

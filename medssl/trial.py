@@ -255,12 +255,16 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
 
     if not (found := _intact(store, name, read, progress)):
         pin_init(spec, store)
-        content = _pretrained(spec, store, here, progress)
+        asked = spec
+        if spec.search:  # whose checkpoint must know what was chosen: it may be chosen anew
+            point = search.Searches(store, search.LAG_S).chosen(spec)
+            asked = search.resolved(spec, point)
+        content = _pretrained(spec, asked, store, here, progress)
         with contextlib.suppress(FileExistsError):  # another was first: others judge its encoder
             store.write(name, content, exclusive=True)
         if not (found := _intact(store, name, read, progress)):
             raise OSError(f"{store.root}/{name} was written and cannot be read: look at the disk")
-        store.delete(f"checkpoints/{spec.id}.pt")
+        store.delete(f"checkpoints/{asked.id}.pt")
     state, about, sha256 = found
     encoder = backbones.build(spec.backbone, spec.image_size)
     try:
@@ -280,17 +284,16 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
     return Made(encoder, about, sha256[:12], tuple(seen))
 
 
-def _pretrained(spec: EncoderSpec, store: Store, here: Here, progress: Progress) -> bytes:
+def _pretrained(
+    spec: EncoderSpec, asked: EncoderSpec, store: Store, here: Here, progress: Progress
+) -> bytes:
     """The file of a freshly pretrained encoder."""
     chosen, found = {}, {}
-    asked = spec
-    if spec.search:
-        searches = search.Searches(store)
-        asked = search.resolved(spec, searches.chosen(spec))
+    if asked is not spec:
         chosen = {axis: getattr(asked, axis) for axis in SEARCHED}
-        found = {"search": search.told(searches.standing(spec))}
+        found = {"search": search.told(search.Searches(store).standing(spec))}
         progress.say(f"{spec.search}: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()))
-    file, labelled = f"checkpoints/{spec.id}.pt", spec.method == SUPERVISED
+    file, labelled = f"checkpoints/{asked.id}.pt", spec.method == SUPERVISED
     checkpoint = _checkpoint(file, store, here, progress)
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
     there = len(images)

@@ -7,6 +7,7 @@ changed, at most every ten seconds and at least every minute.
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
 
@@ -15,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from medssl.spec import NONE, EncoderSpec
+from medssl.spec import NONE, SEARCHED, EncoderSpec
 from medssl.status import RUNNING, Status, Trial
 
 SHOWN = 12  # running and failed trials listed; more would scroll off
@@ -34,7 +35,7 @@ def render(status: Status) -> Group:
         last = trial.curve[-1] if trial.curve else {}
         table.add_row(
             trial.spec.id,
-            *("" if (at := getattr(trial.spec, axis)) is None else str(at) for axis in axes),
+            *(_value(trial.spec, axis) for axis in axes),
             _now(trial),
             f"{last['loss']:.3f}" if last else "",
             f"{last['views_per_s']:,.0f}" if last else "",
@@ -45,6 +46,12 @@ def render(status: Status) -> Group:
     ]
     parts = [Text(line(status), style="bold")]
     return Group(*parts, *([table] if running else []), *failed)
+
+
+def _value(spec: EncoderSpec, axis: str) -> str:
+    value = getattr(spec, axis)
+    unknown = value is None or (spec.search and axis in SEARCHED)
+    return "" if unknown else str(value)
 
 
 def varying(status: Status) -> list[str]:
@@ -64,8 +71,10 @@ def line(status: Status) -> str:
     if making := [t for t in status.parents if t.state != "finished"]:
         text += f", {len(making)} supervised init{'s' * (len(making) > 1)} to make first"
     if status.points:
-        done = sum(t.state in ("finished", "failed") for t in status.points)
+        states = Counter(t.state for t in status.points)
+        done = states["finished"] + states["diverged"]
         text += f"; points of searches {done}/{len(status.points) + status.later}"
+        text += "".join(f", {states[of]} {of}" for of in ("diverged", "failed") if states[of])
     text += f"; cells {status.cells_done}/{status.cells}"
     eta_s = status.eta_s() if running else None
     return text + (f"; about {duration(eta_s)} of pretraining left" if eta_s is not None else "")

@@ -183,6 +183,14 @@ def test_a_quarter_of_a_gpu_takes_a_quarter_of_a_budget():
     assert queue.told(True) == told + "expected"
 
 
+def test_nothing_overtakes_what_does_not_fit_yet():
+    queue = cost.Queue(weights(large=3, small=1), {})
+    assert queue.next(lambda id: id == "small") is None
+    assert queue.next() == "large"
+    assert queue.next(lambda id: id == "small") == "small"
+    assert queue.next() is queue.END
+
+
 def test_none_is_begun_once_a_budget_is_spent():
     clock = [0.0]
     queue = cost.Queue(weights("ab", a=1, b=1), {}, budget_s=5, now=lambda: clock[0])

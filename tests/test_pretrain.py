@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from timm.models import VGG
 
 from medssl import pretrain as room
 from medssl import registry
@@ -123,6 +124,23 @@ def test_with_less_memory_it_is_the_same_to_the_last_digit(method, backbone):
     assert little < usual / 2
     told = set(made[True].notes) - set(made[False].notes)
     assert told == {"pretrained with less memory, after it had run out"}
+
+
+@pytest.mark.parametrize("method", ["mae", "simclr"])
+def test_what_cannot_do_with_less_memory_does_not_say_so(method, monkeypatch):
+    if method == "simclr":  # on an encoder that asserts it cannot, as timm's VGG does
+        real = room.backbones.build
+
+        def build(name, size):
+            made = real("vit/tiny-14", size)
+            made.set_grad_checkpointing = VGG.set_grad_checkpointing.__get__(made)
+            return made
+
+        monkeypatch.setattr(room.backbones, "build", build)
+    wanted = spec(method, epochs=2)
+    usual, spared = (pretrain(wanted, images(), CPU, spare=spare) for spare in (False, True))
+    assert same(usual.encoder, spared.encoder)
+    assert usual.notes == spared.notes
 
 
 def test_the_same_seed_is_the_same_run_and_another_is_not():

@@ -15,6 +15,7 @@ from runs import Runs
 from typer.testing import CliRunner
 
 from medssl import Search, Sweep, _layouts, cost, plan, results, search, status, watch
+from medssl import sweep as engine
 from medssl.cli import app
 from medssl.report import tables
 from medssl.spec import SEARCHED, Shard, parent
@@ -129,7 +130,7 @@ def test_the_next_rung_is_the_best_third_once_all_are_measured(tmp_path):
         (2, 0),
         (2, 1),
     ]
-    with pytest.raises(ValueError, match="not complete"):
+    with pytest.raises(OSError, match="1 points of the search for it are not measured, or this"):
         searches.of_later(later[0])
     measure(store, cells[-1], score(cells[-1]))
     searches.look()
@@ -162,7 +163,7 @@ def test_what_diverges_is_the_worst_and_is_not_tried_again(tmp_path):
 
 def test_without_a_score_nothing_is_chosen(tmp_path):
     store, one = Store(tmp_path), spec()
-    with pytest.raises(ValueError, match="12 points are not measured yet"):
+    with pytest.raises(OSError, match="12 points of the search for it are not measured"):
         search.Searches(store).chosen(one)
     with pytest.raises(ValueError, match="no point of the search for it has a val_auroc"):
         finished(store, one, lambda cell: float("nan")).chosen(one)
@@ -212,6 +213,7 @@ def test_a_plan_counts_the_points_and_what_they_take(tmp_path):
     found = plan.make(replace(SWEEP, dataset="phantom/cells"), store, None)
     assert found.problems == found.absent == []
     assert len(found.ahead) == 18
+    assert not {"learning_rate", "weight_decay"} & plan.axes(found.cells).keys()
     assert sum(each.epochs for each in found.ahead) == 12 * 11 + 4 * 33 + 2 * 66
     assert found.to_pretrain(store) == 2 + 18
     finished(store, found.cells[0].encoder)
@@ -233,18 +235,69 @@ def test_status_shows_points_beside_the_sweeps_own_cells(tmp_path):
     first = search.Searches(store).missing(one)
     measure(store, first[0], 0.5)
     store.write(search.diverged(first[1].encoder.id), b"not finite")
-    assert "points of searches 2/18; cells 0/2" in watch.line(read())
+    assert "points of searches 2/18, 1 diverged; cells 0/2" in watch.line(read())
     finished(store, one)
-    assert "points of searches 18/18; cells 0/2" in watch.line(read())
+    assert "points of searches 18/18, 1 diverged; cells 0/2" in watch.line(read())
 
 
-def test_parts_of_a_sweep_share_no_search():
-    grid = replace(SWEEP, seed=list(range(8)), init=["random", "supervised:medmnist/breastmnist"])
-    by_init: dict[str, set[bool]] = {}
+def test_a_row_that_is_seen_late_is_waited_for(tmp_path, monkeypatch):
+    """As on a shared folder, by the node that goes on."""
+    store, one = Store(tmp_path), spec()
+    cells = search.Searches(store).missing(one)
+    for cell in cells[1:]:
+        measure(store, cell, score(cell))
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if len(waited) == 3:
+            measure(store, cells[0], score(cells[0]))
+
+    monkeypatch.setattr(search.time, "sleep", sleep)
+    late = search.Searches(store, lag_s=60)
+    assert late.of_later(search.Later(one, 1, 0))[0].encoder.learning_rate == 0.003
+    assert len(waited) == 3
+
+
+def test_a_point_may_be_an_encoder_of_the_sweep_itself(tmp_path):
+    """Whose own cells are then counted as its own, and not as the point's."""
+    store = Store(tmp_path)
+    given = Search(epochs=100, learning_rate=[0.1, 0.01], weight_decay=0.0)
+    own = {"learning_rate": 0.1, "weight_decay": 0.0, "epochs": 100, "warmup_epochs": 10}
+    cells = replace(SWEEP, **own, search=[None, given], seed=0).cells()
+    points = search.Searches(store).missing(cells[-1].encoder)
+    assert cells[0].encoder == points[0].encoder
+    for cell in [*cells, *points]:
+        measure(store, cell, 0.5)
+        store.write(f"encoders/{cell.encoder.id}.safetensors", b"-")
+    found = status.read(cells, store)
+    assert (found.cells_done, found.cells, found.states) == (2, 2, {"finished": 2})
+    assert [t.spec for t in found.points] == [points[1].encoder]
+    assert found.points[0].state == "finished"
+
+
+def test_searches_that_share_their_first_points_share_the_next_ones(tmp_path):
+    by = [replace(HALVING, metric=metric) for metric in ("val_auroc", "val_accuracy")]
+    todo = {c.encoder.id: [c] for c in replace(SWEEP, search=by, seed=0).cells()}
+    trials = engine._trials(todo, Store(tmp_path))
+    one, two = (cells[0].encoder for cells in todo.values())
+    searches = search.Searches(Store(tmp_path))
+    first = {each.id for each in searches.later(one)}
+    for later in searches.later(two):
+        assert first <= trials.waits[later.id]  # their rows are there by then
+    assert len(trials.work) == 2 + 12 + 2 * 6
+
+
+def test_parts_of_a_sweep_share_no_search_and_no_supervised_init():
+    inits = ["random", "supervised:medmnist/breastmnist"]
+    grid = replace(SWEEP, method=["none", "simclr"], seed=list(range(8)), init=inits)
+    by_init: dict[tuple[str, str], set[bool]] = {}
     for cell in grid.cells():
-        by_init.setdefault(cell.encoder.init, set()).add(Shard(1, 2).holds(cell.encoder))
-    assert all(len(found) == 1 for found in by_init.values())
-    assert parent(grid.cells()[-1].encoder)
+        of = cell.encoder
+        group = ("", of.init) if parent(of) else (of.method, of.init)
+        by_init.setdefault(group, set()).add(Shard(1, 2).holds(of))
+    del by_init["none", "random"]  # which depend on nothing
+    assert [len(found) for found in by_init.values()] == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -266,6 +319,8 @@ def test_a_wrong_search_is_a_sentence(wrong, says):
 
 
 def test_a_rate_beside_a_search_is_refused():
+    assert replace(SWEEP, learning_rate=np.array([3e-4])).cells()
+    assert replace(SWEEP, learning_rate=np.array([0.1, 0.2]), search=None).cells()
     with pytest.raises(ValueError, match="learning_rate is chosen by the Search"):
         replace(SWEEP, learning_rate=[0.1, 0.2])
     both = replace(SWEEP, learning_rate=[0.1, 0.2], search=[None, HALVING])

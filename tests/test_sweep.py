@@ -17,7 +17,7 @@ from served import KEYS, Moto
 
 from medssl import results
 from medssl import sweep as engine
-from medssl.cost import Weight
+from medssl.cost import Queue, Weight
 from medssl.spec import EncoderSpec, Resources, Sweep, parent
 from medssl.store import Store
 
@@ -247,6 +247,23 @@ def test_as_many_trials_run_as_fit(nodes, cpu, gpu, slots):
     assert engine._slots(nodes, cpu, gpu) == slots
 
 
+def test_trials_are_given_while_their_shares_of_gpus_fit(nodes):
+    nodes += [node(CPU=8.0, GPU=1.0)]
+    gpus = {"a": 1.0, "b": 0.5, "c": 0.5, "d": 0.2}
+    queue = Queue(
+        {id: Weight(cost, cost, True) for id, cost in zip("abcd", (9, 8, 7, 6), strict=True)}, {}
+    )
+    search = engine._searcher(queue, gpus, engine._room(Resources(), gpus.values(), print), ())
+    assert search.suggest("1") == {"encoder": "a", "gpu": 1.0}
+    assert search.suggest("2") is None
+    search.on_trial_complete("1", {"failed": ""})
+    assert [search.suggest("2")["encoder"], search.suggest("3")["encoder"]] == ["b", "c"]
+    assert search.suggest("4") is None
+    search.on_trial_complete("2", {"failed": ""})
+    assert search.suggest("4")["encoder"] == "d"
+    assert engine._slots([{"CPU": 8.0, "GPU": 1.0}], 1, 0.2) == 5
+
+
 @pytest.mark.parametrize("failures", [2, 3])
 def test_ray_is_started_again_where_the_machine_was_too_busy(monkeypatch, failures):
     import ray
@@ -472,23 +489,24 @@ def node(**has: float) -> dict:
 def test_a_trial_that_fits_nowhere_is_refused(nodes):
     nodes += [node(CPU=4.0), node(CPU=4.0), node()]
     with pytest.raises(ValueError, match="lower cpu and gpu in the sweep's Resources"):
-        engine._room(Resources(cpu=1), 1, lambda _: None)
+        engine._room(Resources(cpu=1), [0.5, 1], lambda _: None)
     with pytest.raises(ValueError, match="no node of Ray has them"):
-        engine._room(Resources(cpu=8), 0, lambda _: None)
+        engine._room(Resources(cpu=8), [0], lambda _: None)
 
 
 def test_room_grows_and_shrinks_with_the_nodes(nodes):
     nodes += [node(CPU=2.0)]
     said: list[str] = []
-    room = engine._room(Resources(), 0, said.append)
-    assert (room(), said) == (2, [])
+    room = engine._room(Resources(), [0], said.append)
+    assert (room().trials, said) == (2, [])
     nodes += [node(CPU=4.0)]
-    assert (room(), room()) == (6, 6)
+    assert (room().trials, room().trials) == (6, 6)
     assert said == ["Ray's nodes have changed: at most 6 trials at a time"]
     for each in nodes:
         each["Alive"] = False
-    assert room() == 1  # which asks an autoscaler for a node
-    assert engine._room(Resources(concurrent=5), 1, said.append)() == 5  # nodes are to come
+    assert room().trials == 1  # which asks an autoscaler for a node
+    to_come = engine._room(Resources(concurrent=5), [1], said.append)
+    assert to_come().trials == 5
 
 
 def test_a_tracking_server_that_is_down_loses_nothing(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from medssl import results, status, tracking
+from medssl import Search, results, search, status, tracking
 from medssl.spec import Sweep
 from medssl.store import Store
 
@@ -355,3 +355,25 @@ def test_runs_of_before_there_were_sweeps_are_put_below_theirs(store, server):
     (run,) = runs(client)
     assert again.info.run_id != above.info.run_id
     assert run.data.tags["mlflow.parentRunId"] == again.info.run_id
+
+
+def test_a_searched_run_has_what_was_chosen_and_a_diverged_point_has_failed(store, server):
+    make, client = server
+    chosen = {"learning_rate": 0.03, "weight_decay": 0.001}
+    cell = replace(SWEEP, search=Search(epochs=2), learning_rate=3e-4).cells()[0]
+    mirror, point = make(), search.Searches(store).missing(cell.encoder)[0]
+    assert mirror.sync(status.read([cell], store))
+    store.write(search.diverged(point.encoder.id), b"not finite")
+    said = {"state": "failed", "curve": [], "updated": 1, "reason": "NotFinite"}
+    store.write(f"progress/{point.encoder.id}.json", json.dumps(said).encode())
+    results.save(store, cell, {"auroc": 0.75}, {}, chosen)
+    assert mirror.sync(status.read([cell], store))
+    by_id = {run.data.tags["medssl.encoder"]: run for run in runs(client)}
+    run = by_id[cell.encoder.id]
+    assert (run.data.params["learning_rate"], run.data.params["weight_decay"]) == ("0.03", "0.001")
+    assert run.data.params["search"] == "grid epochs 2"
+    failed = by_id[point.encoder.id]
+    assert failed.info.status == "FAILED"
+    assert failed.data.params["learning_rate"] == "0.3"
+    (again,) = status.read([cell], store).points[:1]
+    assert mirror._whole(again)

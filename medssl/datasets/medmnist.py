@@ -15,6 +15,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 
 from medssl._files import cache, download, whole
 from medssl.datasets import SPLITS, About, Images, statistics
+from medssl.spec import EncoderSpec
 
 SIZES = (28, 64, 128, 224)  # pixels
 
@@ -33,8 +35,9 @@ def load(variant: str, split: str, size: int, root: Path | None = None) -> Image
     path, md5 = ready(variant, size, root)
     with np.load(path) as archive:
         label_NL = archive[f"{split}_labels"]
-    x_NHWC = _channels(_placed(f"{md5}-{split}", lambda: _member(path, f"{split}_images")))
-    mean_1C, std_1C = _placed(f"{md5}-statistics", lambda: _train_statistics(path, md5))
+    x_NHWC = _images(variant, split, path, md5)
+    name, shape = f"{md5}-statistics-v{EncoderSpec.version}", (2, 1, x_NHWC.shape[3])
+    mean_1C, std_1C = _placed(name, shape, lambda: _statistics(variant, path, md5))
     return Images(
         x_NHWC=x_NHWC,
         t_NK=_targets(label_NL, info),
@@ -229,32 +232,51 @@ def _channels(x: np.ndarray) -> np.ndarray:
     return x[..., None] if x.ndim == 3 else x
 
 
+def _images(variant: str, split: str, path: Path, md5: str) -> np.ndarray:
+    """(N, H, W, C) uint8."""
+    info, size = _info(variant), int(path.stem.partition("_")[2] or 28)
+    shape = (info["n_samples"][split], size, size) + (3,) * (info["n_channels"] == 3)
+    return _channels(_placed(f"{md5}-{split}", shape, lambda: _member(path, f"{split}_images")))
+
+
 def _member(path: Path, name: str) -> np.ndarray:
     with np.load(path) as archive:
         return archive[name]
 
 
-def _train_statistics(path: Path, md5: str) -> np.ndarray:
+def _statistics(variant: str, path: Path, md5: str) -> np.ndarray:
     """Mean and standard deviation, (2, 1, C)."""
-    x = _placed(f"{md5}-train", lambda: _member(path, "train_images"))
-    return np.stack(statistics(_channels(x)))
+    return np.stack(statistics(_images(variant, "train", path, md5)))
 
 
-def _placed(name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+def _placed(name: str, shape: tuple[int, ...], make: Callable[[], np.ndarray]) -> np.ndarray:
     """An array that this machine unpacks once, and all its processes then share: a memory map.
 
     Of the user's cache; who writes to the array has a page of its own. Where nothing can be kept
     there, it is made in memory.
     """
     path = cache() / "unpacked" / f"{name}.npy"
+
+    def there() -> np.ndarray | None:
+        with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or cut short
+            found = np.asarray(np.load(path, mmap_mode="c"))
+            return found if found.shape == shape else None
+
+    if (found := there()) is not None:
+        return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path.with_suffix(".lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the second process waits for the first one's
-            with contextlib.suppress(OSError, ValueError, EOFError):  # not there, or cut
-                return np.asarray(np.load(path, mmap_mode="c"))
+            if (found := there()) is not None:
+                return found
+            for draft in path.parent.glob(f".{path.name}.*"):  # of one that was killed
+                draft.unlink()
+            array = make()
+            if shutil.disk_usage(path.parent).free < 2 * array.nbytes:
+                return array
             with whole(path) as file:
-                np.save(file, make())
-        return np.asarray(np.load(path, mmap_mode="c"))
-    except OSError:  # no home to write to, or no room in it
+                np.save(file, array)
+            return array if (found := there()) is None else found
+    except OSError:  # no home to write to
         return make()

@@ -22,6 +22,7 @@ class SSLMethod(nn.Module):
     preset: str = "asymmetric"  # of views.py, its paper's; what a sweep's views="own" means
     backbones: tuple[str, ...] = ()  # families that it can train; (): all
     symmetric: bool = True  # the first two views may trade places
+    forwards: bool = True  # the encoder runs by its own forward, not block by block
     steady: tuple[str, ...] = ()  # parts whose learning rate the schedule leaves alone
     cost: float = 1.0  # passes through the encoder per view of full size, with or without gradient
 

@@ -39,6 +39,7 @@ class Method(SSLMethod):
     preset = "mae"
     cost = 0.25
     symmetric = False
+    forwards = False
     backbones = ("vit",)
 
     def __init__(self, encoder: nn.Module, config: Config):

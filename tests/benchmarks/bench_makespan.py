@@ -1,6 +1,6 @@
 """How long is a sweep, beside its work? Forty trials of uneven length on two slots.
 
-    python tests/benchmarks/bench_makespan.py            # ten minutes; longer trials: ... SCALE
+    python tests/benchmarks/bench_makespan.py            # minutes; longer trials: ... SCALE
 
 Trials of one to forty times SCALE epochs, shuffled, through `sweep.run` on a Ray of two cores, with
 nothing known of their lengths but the specs. Work is what pretraining and evaluating took on the
@@ -24,9 +24,11 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "makespan_cpu.json"
 SLOTS, TRIALS = 2, 40
+TRAIN = 256  # images
+FOLDER = "MEDSSL_MAKESPAN"  # where workers say what they spent
 
 
-def hook(folder: str) -> None:
+def hook() -> None:
     """In each of Ray's workers, before anything else: a trial's seconds, by what they went for."""
     from medssl import sweep as engine
 
@@ -62,7 +64,8 @@ def hook(folder: str) -> None:
         began, before = time.perf_counter(), sum(spent.values())
         told = real(*args)
         spent["rest of trials"] += time.perf_counter() - began - (sum(spent.values()) - before)
-        Path(folder, f"{os.getpid()}.json").write_text(json.dumps({"born": born, **spent}))
+        told_in = Path(os.environ[FOLDER], f"{os.getpid()}.json")
+        told_in.write_text(json.dumps({"born": born, **spent}))
         return told
 
     engine._done = done
@@ -88,6 +91,8 @@ def main(scale: int) -> None:
         dataset="phantom/lesions",
         backbone="vit/tiny-14",
         image_size=28,
+        train_images=TRAIN,
+        batch_size=64,
         epochs=lengths,
         eval=["knn", "linear_probe"],
         label_fraction=[0.1, 1.0],
@@ -95,7 +100,7 @@ def main(scale: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         import ray
 
-        for name, value in engine.DEFAULTS.items():
+        for name, value in (engine.DEFAULTS | {FOLDER: folder}).items():
             os.environ.setdefault(name, value)
         store, began = open_store(Path(folder) / "store"), time.perf_counter()
         ray.init(
@@ -104,7 +109,7 @@ def main(scale: int) -> None:
             include_dashboard=False,
             object_store_memory=engine.OBJECT_STORE,
             log_to_driver=False,
-            runtime_env={"worker_process_setup_hook": functools.partial(hook, folder)},
+            runtime_env={"worker_process_setup_hook": hook},
             _node_ip_address="127.0.0.2",
         )
         up_s = time.perf_counter() - began
