@@ -22,7 +22,8 @@ def test_whatever_is_killed_or_spoilt_it_ends_as_if_undisturbed(tmp_path):
     """Faults of four kinds in turn, at moments of a seeded dice: kill -9 of the driver, of a
     worker, of the node (Ray's raylet), and a file of the store cut short."""
     big = "seed=[0, 1, 2], label_fraction=[0.1, 0.2, 0.4, 0.7, 1.0]"
-    epochs = f"epochs={2 + FAULTS // 2}"  # so that there is work left to be disturbed
+    work = "train_images=256, batch_size=64"  # an epoch is a second or two
+    epochs = f"{work}, epochs={2 + FAULTS}"  # so that there is work left to be disturbed
     runs, calm = (Runs(folder, f"{big}, {epochs}") for folder in (tmp_path, tmp_path / "calm"))
     assert len(runs.cells) == 30
     code, out = calm.run()
