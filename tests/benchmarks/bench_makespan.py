@@ -24,7 +24,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results" / "makespan_cpu.json"
 SLOTS, TRIALS = 2, 40
-TRAIN = 256  # images
+TRAIN = 64  # images: an epoch is one update
 FOLDER = "MEDSSL_MAKESPAN"  # where workers say what they spent
 
 
