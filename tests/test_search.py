@@ -342,7 +342,7 @@ def test_what_is_equal_is_one_search():
     assert cost.UNKNOWN.encoder_s(spec()) is None
 
 
-METHODS = "method=['none', SIMCLR], learning_rate=3e-4"  # the default: what is chosen is none
+METHODS = "method=['none', SIMCLR], train_images=128, batch_size=64, learning_rate=3e-4"
 RATES = "learning_rate=[1e30, 1e-2, 1e-3], weight_decay=[0.1, 0.01], epochs=6, by='knn'"
 
 
@@ -370,6 +370,7 @@ def test_a_sweep_searches_and_trains_what_was_chosen(tmp_path):
     assert [line["score"] is None for line in told] == [False] * 4 + [True] * 2 + [False] * 2
     plain = search.resolved(made[1], chosen)
     named = f"learning_rate={plain.learning_rate}, weight_decay={plain.weight_decay}"
+    named += ", train_images=128, batch_size=64"
     same = Runs(tmp_path / "same", f"method=SIMCLR, seed=1, {named}", store=str(store.root))
     same.run()
     ours, theirs = (

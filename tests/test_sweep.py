@@ -114,6 +114,7 @@ def test_two_parts_at_once_leave_one_table_and_a_second_driver_is_refused(undist
     assert not runs.store.names("drivers", ".json")
 
 
+@pytest.mark.long
 def test_in_a_bucket_it_leaves_the_same_table(undisturbed, tmp_path, monkeypatch):
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
