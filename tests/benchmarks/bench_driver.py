@@ -9,15 +9,14 @@ Success: under 60 ms for each of 2,000 trials, and memory that does not grow by 
 """
 
 import json
-import os
-import platform
 import resource
 import sys
 import tempfile
 import threading
 import time
-from datetime import UTC, datetime
 from pathlib import Path
+
+from here import environment
 
 from medssl import sweep as engine
 from medssl.spec import Resources, Sweep
@@ -68,12 +67,7 @@ def main(trials: int) -> None:
     up_s = said[-1][1]
     half = [rss for at, rss in measured if at > up_s + (whole_s - up_s) / 2]
     result = {
-        "environment": {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "cores": os.cpu_count(),
-            "load_average_1min": os.getloadavg()[0],
-            "python": platform.python_version(),
-        },
+        "environment": environment(),
         "trials": trials,
         "cells": len(cells),
         "ray_start_s": round(up_s, 1),

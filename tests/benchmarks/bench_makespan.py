@@ -13,14 +13,14 @@ Success: the makespan, Ray's start included, is at most 1.15 times the ideal.
 import functools
 import json
 import os
-import platform
 import random
 import sys
 import tempfile
 import time
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
+
+from here import environment
 
 RESULTS = Path(__file__).parent / "results" / "makespan_cpu.json"
 SLOTS, TRIALS = 2, 40
@@ -132,12 +132,7 @@ def main(scale: int) -> None:
     spent["Ray's start, on both slots"] = SLOTS * up_s
     spent["nobody's: Ray, Tune, idle slots"] = slots_s - sum(spent.values())
     result = {
-        "environment": {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "cores": os.cpu_count(),
-            "load_average_1min": os.getloadavg()[0],
-            "python": platform.python_version(),
-        },
+        "environment": environment(),
         "trials": TRIALS,
         "slots": SLOTS,
         "makespan_s": round(whole_s, 1),

@@ -11,19 +11,18 @@ Success: at most 5 requests a run, and 20 in all where everything is there.
 
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from curves import EPOCHS, driver, mirror, sweep, train
+from here import environment
 from served import mlflow_server, postgres
 
-from medssl import plan, status, tracking
+from medssl import status, tracking
 from medssl.store import Store
 
 RUNS, MANY = 200, 1000
@@ -71,15 +70,7 @@ def main() -> None:
         made, store = trained("many", MANY)
         case("a thousand", MANY, bring, made, store)
         case("a thousand that are there", MANY, bring, made, store)
-    environment = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "code": plan.code_version(),
-    }
-    found = {"environment": environment, "epochs": EPOCHS, "cases": cases}
+    found = {"environment": environment(), "epochs": EPOCHS, "cases": cases}
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     print(RESULTS)
 

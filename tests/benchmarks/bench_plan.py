@@ -9,15 +9,14 @@ Success: 100,000 cells take less than 5 s.
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+
+from here import environment
 
 from medssl import plan
 from medssl.store import Store
@@ -65,15 +64,7 @@ def main() -> None:
         (b["plan_s"] - a["plan_s"]) / (b["cells"] - a["cells"])
         for a, b in ((few, more), (more, most))
     )
-    environment = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average_1min": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "code": plan.code_version(),
-    }
-    found = {"environment": environment, "cases": cases, "growth": round(then / first, 2)}
+    found = {"environment": environment(), "cases": cases, "growth": round(then / first, 2)}
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     print(f"growth {found['growth']:.2f}; {RESULTS}")
 
