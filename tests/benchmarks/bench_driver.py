@@ -64,7 +64,7 @@ def main(trials: int) -> None:
         )
         whole_s = time.perf_counter() - start
         stop.set()
-    up_s = said[-1][1]
+    up_s = next(at for line, at in said if line.startswith("Ray has"))
     half = [rss for at, rss in measured if at > up_s + (whole_s - up_s) / 2]
     result = {
         "environment": environment(),
