@@ -24,7 +24,7 @@ bench: .venv/ready ## speed, as ratios measured in one run; JSON in tests/benchm
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(PYTHON) $$file || exit 1; done
 
 lock: .uv/ready ## pin the newest versions in requirements.lock, without naming a host
-	$(UV) pip compile --quiet --upgrade --universal --group dev pyproject.toml \
+	$(UV) pip compile --quiet --upgrade --universal --group dev --extra server pyproject.toml \
 	  --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
 
 clean: ## the environment, not the results
