@@ -17,6 +17,7 @@ import collections
 import contextlib
 import ctypes
 import functools
+import json
 import logging
 import os
 import shutil
@@ -114,15 +115,17 @@ def run(
     if asked.is_set():
         ray.shutdown()
         return {}
-    has = ray.cluster_resources()
+    has, more = ray.cluster_resources(), _to_come()
     trials = _trials(todo, store)
     work = trials.work
-    gpus = {id: resources.share(_spec(each), has.get("GPU", 0) > 0) for id, each in work.items()}
+    any_gpu = any(node.get("GPU") for node in [has, *more])
+    gpus = {id: resources.share(_spec(each), any_gpu) for id, each in work.items()}
     room = _room(resources, gpus.values(), say)
     takes = " to ".join(f"{gpu:g}" for gpu in sorted({min(gpus.values()), max(gpus.values())}))
     say(
-        f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs; a trial takes "
-        f"{resources.cpu} and {takes}; at most {room().trials} at a time"
+        f"Ray has {has.get('CPU', 0):g} cores and {has.get('GPU', 0):g} GPUs"
+        + (f", and adds up to {len(more)} nodes" if more else "")
+        + f"; a trial takes {resources.cpu} and {takes}; at most {room().trials} at a time"
     )
     weights, driver = os.environ.get("MEDSSL_WEIGHTS"), uuid.uuid4().hex
     plain = replace(resources, gpu=None)  # a sweep's function need not be known to the workers
@@ -524,7 +527,8 @@ class Room(NamedTuple):
 def _room(
     resources: Resources, gpus: Collection[float], say: Callable[[str], None]
 ) -> Callable[[], Room]:
-    """Says what may run: as many trials as were asked for, else as fit the nodes there are.
+    """Says what may run: as many trials as were asked for, else as fit the nodes there are, or
+    those that an autoscaler may add (`_to_come`).
 
     ValueError where none was asked for, and one of those that take so many `gpus` fits nowhere.
     """
@@ -533,7 +537,8 @@ def _room(
     import ray
 
     def here() -> list[dict[str, float]]:
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes, more = [node["Resources"] for node in ray.nodes() if node["Alive"]], _to_come()
+        return max(nodes, more, key=lambda all: _slots(all, resources.cpu, min(gpus)))
 
     def look() -> Room:
         nodes = here()
@@ -559,6 +564,16 @@ def _room(
         return fit
 
     return by_now
+
+
+def _to_come() -> list[dict[str, float]]:
+    """The nodes that there may be at most, in MEDSSL_NODES: Ray does not say what its autoscaler
+    could add, but who made the cluster knows (rayjob.py)."""
+    return [
+        {"CPU": group["CPU"], "GPU": group["GPU"]}
+        for group in json.loads(os.environ.get("MEDSSL_NODES", "[]"))
+        for _ in range(group["most"])
+    ]
 
 
 def _slots(nodes: Sequence[dict[str, float]], cpu: int, gpu: float) -> int:

@@ -1,6 +1,7 @@
 """A sweep through Ray, as a user runs it: shared, resumed, killed, extended, and always right."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -508,6 +509,21 @@ def test_room_grows_and_shrinks_with_the_nodes(nodes):
     assert room().trials == 1  # which asks an autoscaler for a node
     to_come = engine._room(Resources(concurrent=5), [1], said.append)
     assert to_come().trials == 5
+
+
+def test_nodes_that_may_be_added_count_as_if_they_were_there(nodes, monkeypatch):
+    nodes += [node()]  # a head
+    groups = [{"CPU": 8, "GPU": 1.0, "most": 3}, {"CPU": 8, "GPU": 1.0, "most": 1}]
+    monkeypatch.setenv("MEDSSL_NODES", json.dumps(groups))
+    assert len(engine._to_come()) == 4
+    room = engine._room(Resources(cpu=4), [1], print)
+    assert room() == engine.Room(4, 4)
+    assert engine._room(Resources(cpu=4), [0.5, 1], print)() == engine.Room(8, 4)
+    nodes += [node(CPU=8.0, GPU=8.0), node(CPU=32.0, GPU=8.0)]  # more than was promised
+    assert engine._room(Resources(cpu=4), [1], print)() == engine.Room(10, 16)
+    nodes.pop()
+    with pytest.raises(ValueError, match="takes 9 cores and 1 GPUs"):
+        engine._room(Resources(cpu=9), [1], print)
 
 
 def test_a_tracking_server_that_is_down_loses_nothing(tmp_path):
