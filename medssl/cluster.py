@@ -67,6 +67,7 @@ REMEDIES = {  # of why a container waits
     "CrashLoopBackOff": "it ends again and again: `medssl cluster logs` says why",
 }
 GPU = "nvidia.com/gpu"
+UNSAID = {"resourceVersion", "managedFields"}  # of an object, that are no content of it
 
 
 class Finding(NamedTuple):
@@ -111,7 +112,8 @@ class Cluster:
             if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:  # we are in a pod of it
                 config.load_incluster_config()
             else:
-                config.load_kube_config(context=context)
+                known = os.environ.get("KUBECONFIG") or "~/.kube/config"
+                config.load_kube_config(config_file=known, context=context)
         except (config.ConfigException, OSError) as no:
             raise ValueError(
                 f"no cluster ({str(no).rstrip('.')}): name a kubeconfig in KUBECONFIG (your "
@@ -174,7 +176,7 @@ class Cluster:
         for body in sorted(objects, key=lambda body: body["kind"] != "Namespace"):
             api, kind, name = body["apiVersion"], body["kind"], body["metadata"]["name"]
             before, after = self.get(api, kind, name), self.apply(body)
-            if before and _version(before) == _version(after):
+            if before and _same(before, after):
                 same += 1
             else:
                 say(f"{kind} {name}: {'changed' if before else 'made'}")
@@ -250,7 +252,7 @@ class Cluster:
         self.apply(file | {"metadata": file["metadata"] | {"ownerReferences": [owner]}})
         if before is None:
             return "made"
-        return "as it was" if _version(before) == _version(after) else "changed"
+        return "as it was" if _same(before, after) else "changed"
 
     def stop(self, name: str) -> None:
         """Ends a job; its driver is told to, and its trials leave checkpoints."""
@@ -300,28 +302,27 @@ class Cluster:
 
     def follow(self, name: str, say: Callable[[str], None]) -> Iterator[Job]:
         """A job whenever it has changed, until it has ended; a server that is away is awaited."""
-        told, away_since = None, None
+        told, since = None, None  # the latter: it is away
         while True:
             try:
                 body = self.get(RAY, "RayJob", name)
             except _Away as no:
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > AWAY_S:
-                    raise
-                if told != "away":
+                if since is None:
                     say(f"{no}; waiting")
-                told = "away"
+                since = since or time.monotonic()
+                if time.monotonic() - since > AWAY_S:
+                    raise
                 time.sleep(LOOK_S)
                 continue
-            away_since = None
+            since = None
             if body is None:
                 raise ValueError(f"no job {name}: it was deleted, or never was there")
             job = _job(body)
             if (now := (job.phase, job.status, job.failed, job.message)) != told:
+                told = now
                 yield job
             if job.ended:
                 return
-            told = now
             time.sleep(LOOK_S)
 
     def log(self, name: str, tail: int | None = None, follow: bool = False) -> Iterator[str]:
@@ -391,26 +392,7 @@ class Cluster:
                 found = resource.get(label_selector=select).to_dict()["items"]
         except ValueError:
             return Finding(None, "KubeRay's kinds are there; its operator is not yours to see")
-        if not found:
-            return Finding(
-                False, "KubeRay's kinds are there, but no operator", f"install it: {HELM}"
-            )
-        image = found[0]["spec"]["template"]["spec"]["containers"][0]["image"]
-        version = re.search(r":v?(\d+(?:\.\d+)*)", image.rpartition("/")[2])
-        running = (found[0].get("status") or {}).get("readyReplicas", 0)
-        what = f"KubeRay's operator {version[1] if version else image}"
-        if not running:
-            where = found[0]["metadata"]["namespace"]
-            return Finding(
-                False, f"{what} is not ready", f"kubectl -n {where} get pods, and its logs"
-            )
-        if version and _numbers(version[1]) < _numbers(TESTED)[:2]:
-            return Finding(
-                False,
-                f"{what} is older than {TESTED}",
-                f"upgrade it: {HELM.replace('install', 'upgrade', 1)}",
-            )
-        return Finding(True, what)
+        return _operator(found)
 
     def _check_target(self) -> Iterator[Finding]:
         up = "run `medssl cluster up deploy/targets/NAME`"
@@ -521,6 +503,7 @@ class Cluster:
                 back.start()
                 _pour(self.request, there)
                 back.join()
+                there.close()
 
         class Server(socketserver.ThreadingTCPServer):
             allow_reuse_address, daemon_threads = True, True
@@ -608,6 +591,11 @@ def _sentences(server: str, doing: str) -> Iterator[None]:
             raise ValueError(
                 f"{told}: end what uses it (`medssl cluster status`), or have the quota raised"
             ) from None
+        if no.status == 403 and "being terminated" in told:
+            raise ValueError(
+                f"cannot {doing}: its namespace is being deleted; wait until `kubectl get "
+                f"namespace` has it no more"
+            ) from None
         if no.status == 403:
             raise ValueError(
                 f"you may not {doing}: {told}. Ask whoever runs the cluster; `medssl cluster "
@@ -632,8 +620,13 @@ def _told(no) -> str:
     return no.reason or str(no.status)
 
 
-def _version(body: dict) -> str:
-    return body["metadata"]["resourceVersion"]
+def _same(before: dict, after: dict) -> bool:
+    """Whether nothing was changed; some servers count a write that wrote nothing."""
+    kept = [
+        body | {"metadata": {k: v for k, v in body["metadata"].items() if k not in UNSAID}}
+        for body in (before, after)
+    ]
+    return kept[0] == kept[1]
 
 
 def _numbers(version: str) -> list[int]:
@@ -650,6 +643,26 @@ def _job(body: dict) -> Job:
         ": ".join(filter(None, (status.get("reason"), status.get("message")))),
         status.get("failed") or 0,
     )
+
+
+def _operator(found: Sequence[dict]) -> Finding:
+    """What there is of KubeRay's operator, of its Deployments."""
+    if not found:
+        return Finding(False, "KubeRay's kinds are there, but no operator", f"install it: {HELM}")
+    image = found[0]["spec"]["template"]["spec"]["containers"][0]["image"]
+    version = re.search(r":v?(\d+(?:\.\d+)*)", image.partition("@")[0].rpartition("/")[2])
+    running = (found[0].get("status") or {}).get("readyReplicas", 0)
+    what = f"KubeRay's operator {version[1] if version else image}"
+    if not running:
+        where = found[0]["metadata"]["namespace"]
+        return Finding(False, f"{what} is not ready", f"kubectl -n {where} get pods, and its logs")
+    if version and _numbers(version[1]) < _numbers(TESTED)[:2]:
+        return Finding(
+            False,
+            f"{what} is older than {TESTED}",
+            f"upgrade it: {HELM.replace('install', 'upgrade', 1)}",
+        )
+    return Finding(True, what)
 
 
 def _pod(pod: dict, events: Callable[[str], list[dict]]) -> tuple[str, str]:
