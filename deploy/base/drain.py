@@ -6,6 +6,7 @@
 Where the head has gone already there is nobody to tell, and trials are asked all the same.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -55,7 +56,9 @@ def trials(ip: str) -> list[int]:
                 continue  # it has ended
     mine = f"--node_ip_address={ip}\0".encode()
     raylets = {
-        pid for pid, (_, command) in found.items() if b"raylet/raylet" in command and mine in command
+        pid
+        for pid, (_, command) in found.items()
+        if b"raylet/raylet" in command and mine in command
     }
     return [
         pid
@@ -65,10 +68,8 @@ def trials(ip: str) -> list[int]:
 
 
 def send(pid: int, sign: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, sign)
-    except ProcessLookupError:
-        pass
 
 
 if __name__ == "__main__":
