@@ -33,6 +33,7 @@ RAY = "ray.io/v1"
 TESTED = "1.7.0"  # KubeRay's version by whose rules the manifests were checked
 HELM = f"helm install kuberay-operator kuberay/kuberay-operator --version {TESTED}"
 AWAY_S = 60  # for which a server that was there is awaited
+GONE_S = 15  # and what it says it does not have
 LOOK_S, REQUEST_S = 2, 20
 SECRETS = {  # made where they are absent, and never shown
     "medssl-ray": ["auth_token"],
@@ -218,6 +219,13 @@ class Cluster:
 
     def shape(self) -> dict:
         """The spec of the RayCluster that a target has set up."""
+        return self._shape()["spec"]
+
+    def queue(self) -> str:
+        """Of Kueue's, in which jobs wait; "" for none."""
+        return (self._shape()["metadata"].get("annotations") or {}).get("medssl.io/queue", "")
+
+    def _shape(self) -> dict:
         self._kuberay()
         found = self.get(RAY, "RayCluster", SHAPE)
         if found is None:
@@ -225,7 +233,7 @@ class Cluster:
                 f"no RayCluster {SHAPE} in namespace {self.namespace}: run `medssl cluster up "
                 f"deploy/targets/NAME` first, or name another --namespace"
             )
-        return found["spec"]
+        return found
 
     def settings(self) -> dict[str, str]:
         """What all pods are told: where the store is, and MLflow."""
@@ -305,19 +313,18 @@ class Cluster:
         told, since = None, None  # the latter: it is away
         while True:
             try:
-                body = self.get(RAY, "RayJob", name)
-            except _Away as no:
-                if since is None:
+                body, no = self.get(RAY, "RayJob", name), None
+            except _Away as away:
+                body, no = None, away
+            if body is None:  # a server that has just started may not know its kinds yet
+                if since is None and no:
                     say(f"{no}; waiting")
                 since = since or time.monotonic()
-                if time.monotonic() - since > AWAY_S:
-                    raise
+                if time.monotonic() - since > (AWAY_S if no else GONE_S):
+                    raise no or ValueError(f"no job {name}: it was deleted, or never was there")
                 time.sleep(LOOK_S)
                 continue
-            since = None
-            if body is None:
-                raise ValueError(f"no job {name}: it was deleted, or never was there")
-            job = _job(body)
+            since, job = None, _job(body)
             if (now := (job.phase, job.status, job.failed, job.message)) != told:
                 told = now
                 yield job
@@ -543,6 +550,11 @@ def render(target: Path, image: str | None = None) -> list[dict]:
     built = subprocess.run([kubectl, "kustomize", target], capture_output=True, text=True)
     if built.returncode:
         raise ValueError(f"{target} cannot be built: {built.stderr.strip()}")
+    if left := sorted(set(re.findall(r"EDIT[A-Z-]*", built.stdout))):
+        raise ValueError(
+            f"{target} still says {', '.join(left)}: fill in your own values, as its "
+            f"kustomization.yaml tells"
+        )
     objects = [body for body in yaml.safe_load_all(built.stdout) if body]
     if image:
         for container in _containers(objects):
@@ -607,6 +619,11 @@ def _sentences(server: str, doing: str) -> Iterator[None]:
             ) from None
         if no.status in (429, 500, 502, 503, 504):
             raise _Away(f"{server} is away ({no.status} {told})") from None
+        if "immutable" in told or "Forbidden: spec is" in told:
+            raise ValueError(
+                f"cannot {doing}: {told}. Such a thing is made, not changed: delete it first, if "
+                f"nothing in it is needed (a Job's pods, not a volume's claim)"
+            ) from None
         raise ValueError(f"cannot {doing}: {told}") from None
     except (HTTPError, ConnectionError) as no:
         why = str(getattr(no, "reason", None) or no).rpartition(": ")[2]

@@ -135,9 +135,26 @@ def test_up_takes_an_image_and_refuses_what_is_no_target(tmp_path):
     assert any(image.startswith("postgres:") for image in images)
     with pytest.raises(ValueError, match="deploy/targets/gke-spot"):
         clusters.render(ROOT / "deploy/targets/nowhere")
+    with pytest.raises(ValueError, match="still says EDIT-API-SERVER, EDIT-BUCKET"):
+        clusters.render(ROOT / "deploy/targets/gke-spot")
     (tmp_path / "kustomization.yaml").write_text("resources: [absent.yaml]\n")
     with pytest.raises(ValueError, match="cannot be built"):
         clusters.render(tmp_path)
+
+
+def test_what_cannot_be_changed_is_a_sentence(config, tmp_path):
+    asked = "-n", NAMESPACE, "get", "job", "medssl-data", "-o", "json"
+    old = json.loads(kubectl(config, *asked).stdout)
+    body = next(each for each in clusters.render(Path(KIND)) if each["kind"] == "Job")
+    assert body["metadata"]["name"] == old["metadata"]["name"]
+    body["spec"]["template"]["spec"]["containers"][0]["image"] = "medssl:9"
+    (tmp_path / "kustomization.yaml").write_text("resources: [job.yaml, namespace.yaml]\n")
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(body))
+    space = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
+    (tmp_path / "namespace.yaml").write_text(yaml.safe_dump(space))
+    said = medssl(config, "up", str(tmp_path), code=2)
+    assert "cannot apply Job medssl-data" in said
+    assert "delete it first" in said
 
 
 def test_submitted_twice_is_one_job(config, there, tmp_path):
