@@ -113,8 +113,8 @@ def ray_job(
     asked: tuple[str, ...] = (),
     queue: str = "",
 ) -> dict:
-    """`shape`: the spec of a RayCluster; `asked`: more options of `medssl run`; `queue`: of Kueue's,
-    in which the job waits."""
+    """`shape`: the spec of a RayCluster; `asked`: more options of `medssl run`; `queue`: of
+    Kueue's, in which the job waits."""
     cluster = copy.deepcopy(shape)
     cluster.pop("suspend", None)
     pod = cluster["headGroupSpec"]["template"]["spec"]
