@@ -42,17 +42,19 @@ class Costs:
         ]
         self.device = judged[-1]["device"] if judged else ""
         self.encoder_device = made[-1]["encoder_device"] if made else ""
-        self._pace: dict[tuple, list[float]] = defaultdict(list)
-        self._eval_s: dict[tuple, list[float]] = defaultdict(list)
+        paces: dict[tuple, list[float]] = defaultdict(list)
+        evals_s: dict[tuple, list[float]] = defaultdict(list)
         for row in {row["encoder"]: row for row in made}.values():
             if row["encoder_device"] == self.encoder_device and (passes := _passes(row)):
                 for key in _kinds(row):
                     per_view = _per_view(row["method"], key)
-                    self._pace[key].append(row["pretrain_s"] / passes / per_view)
+                    paces[key].append(row["pretrain_s"] / passes / per_view)
         for row in judged:
             if row["device"] == self.device:
                 for key in _asked(row):
-                    self._eval_s[key].append(row["eval_s"])
+                    evals_s[key].append(row["eval_s"])
+        self._pace = {key: median(found) for key, found in paces.items()}
+        self._eval_s = {key: median(found) for key, found in evals_s.items()}
 
     def encoder_s(self, spec: EncoderSpec) -> float | None:
         """Seconds of making it; None where nothing like it has been made."""
@@ -65,7 +67,7 @@ class Costs:
             return None
         for key in _kinds(of):
             if key in self._pace:
-                return median(self._pace[key]) * passes * _per_view(spec.method, key)
+                return self._pace[key] * passes * _per_view(spec.method, key)
         return None
 
     def cell_s(self, cell: Cell) -> float | None:
@@ -74,7 +76,7 @@ class Costs:
         of |= {"backbone": cell.encoder.backbone, "image_size": cell.encoder.image_size}
         for key in _asked(of):
             if key in self._eval_s:
-                return median(self._eval_s[key])
+                return self._eval_s[key]
         return None
 
 
@@ -112,12 +114,8 @@ class Weight(NamedTuple):
 
 
 def of_store(store: Store) -> Costs:
-    """What the whole store has to say, whatever sweep it was for."""
-    columns = dict.fromkeys(("cell", *ASKED, *ASKED_CELL, *TOLD))
-    try:
-        found = results.one_of_each(results.table(store).select(list(columns)))
-    except results.Broken:  # it is told, and mended, elsewhere
-        return UNKNOWN
+    """What the store has to say, whatever sweep it was for."""
+    found = results.history(store, (*ASKED, *ASKED_CELL, *TOLD))
     times = found["finished_at"].cast("int64")  # datetimes would import pandas
     rows = found.set_column(found.column_names.index("finished_at"), "finished_at", times)
     return Costs(rows.to_pylist())

@@ -114,6 +114,33 @@ def test_a_store_is_read_once_for_each_cell(tmp_path):
     assert costs.cell_s(CELLS[1]) == 3
 
 
+def test_a_store_is_learned_from_though_some_of_it_is_broken_or_new(tmp_path, monkeypatch):
+    store, about = Store(tmp_path), {"device": "CPU", "finished_at": NOW}
+    for seconds, cell in enumerate(CELLS):
+        results.save(store, cell, {"auroc": 0.5}, {}, about | {"eval_s": float(seconds)})
+    results.table(store, CELLS)
+    monkeypatch.setattr(results, "FEW", 0)
+    results.table(store, CELLS)
+    assert (store.root / results.KEPT).exists()
+    for cell in CELLS[:1]:  # opened no more
+        (store.root / "rows" / f"{cell.id}.parquet").write_bytes(b"broken")
+    assert sorted(results.history(store, ["eval_s"])["eval_s"].to_pylist()) == list(
+        range(len(CELLS))
+    )
+    (store.root / results.KEPT).write_bytes(b"broken")
+    known = results.history(store, ["eval_s"])["eval_s"].to_pylist()
+    assert sorted(known) == list(range(1, len(CELLS)))
+    opened = []
+    read = Store.read
+    monkeypatch.setattr(
+        Store, "read", lambda self, name: (opened.append(name), read(self, name))[1]
+    )
+    monkeypatch.setattr(results, "SOME", 1)
+    results.history(store, ["eval_s"])
+    assert len(opened) == 2  # rows.parquet, and one
+    assert results.history(Store(tmp_path / "none"), ["eval_s"]).num_rows == 0
+
+
 def weights(unknown=(), /, **seconds) -> dict[str, cost.Weight]:
     return {
         id: cost.Weight(s, s * (id not in unknown), id not in unknown) for id, s in seconds.items()
