@@ -24,9 +24,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from medssl import rayjob
+from medssl.doctor import Finding
 
 NAMESPACE, SHAPE, MANAGER = "medssl", "medssl", "medssl"
 RAY = "ray.io/v1"
@@ -67,14 +67,6 @@ REMEDIES = {  # of why a container waits
     "CrashLoopBackOff": "it ends again and again: `medssl cluster logs` says why",
 }
 GPU = "nvidia.com/gpu"
-
-
-class Finding(NamedTuple):
-    """One thing that a sweep needs; `remedy` where it is missing."""
-
-    ok: bool | None  # None: it cannot be seen from here
-    what: str
-    remedy: str = ""
 
 
 @dataclass
