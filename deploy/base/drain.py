@@ -9,11 +9,17 @@ Where the head has gone already there is nobody to tell, and trials are asked al
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
 
 PATIENCE_S = 45  # with trials; of the pod's 60, Ray's own end takes the rest
+OTHERS = (
+    b"ray::DashboardAgent",
+    b"ray::RuntimeEnvAgent",
+    b"ray::IDLE",
+)  # a node dies with its agents
 
 
 def main(ip: str) -> None:
@@ -35,6 +41,8 @@ def tell(ip: str) -> bool:
     from ray._raylet import GcsClient
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
+    host, _, port = os.environ["RAY_ADDRESS"].rpartition(":")
+    socket.create_connection((host, int(port)), 3).close()  # Ray would wait for it 40 s
     head = GcsClient(address=os.environ["RAY_ADDRESS"])
     for id, node in head.get_all_node_info(timeout=5).items():
         if node.node_manager_address == ip and node.state == node.ALIVE:
@@ -63,7 +71,7 @@ def trials(ip: str) -> list[int]:
     return [
         pid
         for pid, (parent, command) in found.items()
-        if parent in raylets and command.startswith(b"ray::")
+        if parent in raylets and command.startswith(b"ray::") and not command.startswith(OTHERS)
     ]
 
 

@@ -1,0 +1,167 @@
+"""MLflow as it is deployed: its command, its environment and its users, from the manifests alone,
+on a real PostgreSQL. Only addresses are other ones."""
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import api
+import pytest
+import served
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(served.initdb() is None, reason="no PostgreSQL here"),
+]
+ADDRESS = "postgresql+psycopg2://medssl@medssl-postgres:5432/mlflow"
+PASSWORDS = {"PGPASSWORD": "0" * 32, "ADMIN_PASSWORD": "1" * 32, "SWEEP_PASSWORD": "2" * 32}
+
+
+class Tracking:
+    """The pod medssl-mlflow, as processes of this machine."""
+
+    def __init__(self, folder, database: str):
+        objects = api.rendered("targets/kind")
+        (deployed,) = (e for e in objects if e["kind"] == "Deployment")
+        (told,) = (
+            e
+            for e in objects
+            if (e["kind"], e["metadata"]["name"]) == ("ConfigMap", "medssl-mlflow")
+        )
+        pod = deployed["spec"]["template"]["spec"]
+        (self.users,), (self.server,) = pod["initContainers"], pod["containers"]
+        self.folder, self.database, self.port = folder, database, served.free_port()
+        for name, text in told["data"].items():
+            (folder / name).write_text(self.here(text))
+
+    def here(self, text: str) -> str:
+        text = text.replace(ADDRESS, self.database).replace("/etc/medssl", str(self.folder))
+        return text.replace("/artifacts", str(self.folder / "artifacts")).replace(
+            "/home/medssl", str(self.folder)
+        )
+
+    def environment(self, container: dict) -> dict[str, str]:
+        """What the container is given, and nothing of ours but the way to Python."""
+        found = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
+        for each in container["env"]:
+            secret = PASSWORDS.get(each["name"], "3" * 32)
+            found[each["name"]] = self.here(each["value"]) if "value" in each else secret
+        return found
+
+    def make_users(self, **changed: str) -> str:
+        command = [sys.executable, *map(self.here, self.users["command"][1:])]
+        env = self.environment(self.users) | changed
+        return subprocess.run(
+            command, env=env, cwd=self.folder, capture_output=True, text=True, check=True
+        ).stdout
+
+    @contextlib.contextmanager
+    def serving(self):
+        words = [*self.server["command"][1:], *self.server["args"]]
+        words = [w.replace("0.0.0.0", "127.0.0.1").replace("5000", str(self.port)) for w in words]
+        env = self.environment(self.server)
+        with open(self.folder / "log", "wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", *words],
+                **{"env": env, "cwd": self.folder, "stdout": log, "stderr": log},
+                start_new_session=True,
+            )
+        try:
+            until = time.monotonic() + 120
+            while self.ask("/health") != 200:
+                assert process.poll() is None, (self.folder / "log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.2)
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
+
+    def ask(self, path: str, user="", password="", host="localhost:5000", sent=None) -> int | dict:
+        """The status, or what is answered where that is 200."""
+        headers = {"Host": host, "Content-Type": "application/json"}
+        if user:
+            both = base64.b64encode(f"{user}:{password}".encode()).decode()
+            headers["Authorization"] = f"Basic {both}"
+        body = json.dumps(sent).encode() if sent else None
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers)
+        try:
+            with urllib.request.urlopen(asked, timeout=20) as answer:
+                text = answer.read()
+                return json.loads(text) if sent else answer.status
+        except urllib.error.HTTPError as refused:
+            return refused.code
+        except OSError:
+            return 0
+
+
+LIST = "/api/2.0/mlflow/experiments/search?max_results=5"
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory):
+    with served.postgres() as database:
+        made = Tracking(tmp_path_factory.mktemp("mlflow"), database)
+        assert made.make_users().splitlines() == ["admin: made", "medssl: made"]
+        with made.serving():
+            yield made
+
+
+NAMES = "medssl-mlflow", "medssl-mlflow.medssl", "medssl-mlflow.medssl.svc.cluster.local"
+
+
+def test_it_answers_to_its_names_with_and_without_a_port_and_to_no_other(tracking):
+    for name in (*NAMES, "localhost", "127.0.0.1"):
+        for host in (name, f"{name}:5000"):
+            assert tracking.ask(LIST, "medssl", "2" * 32, host) == 200, host
+    for host in ("evil.example", "evil.example:5000", "medssl-mlflow:80", "medssl-mlflow.default"):
+        assert tracking.ask(LIST, "medssl", "2" * 32, host) == 403, host
+        assert tracking.ask("/health", host=host) == 200  # a probe names the pod's address
+
+
+def test_nobody_comes_in_without_a_password(tracking):
+    assert tracking.ask(LIST) == 401
+    for user, password in (
+        ("medssl", "wrong"),
+        ("admin", "2" * 32),
+        ("admin", "password1234"),  # MLflow's own, of old
+        ("admin", "password"),
+    ):
+        assert tracking.ask(LIST, user, password) == 401
+    assert tracking.ask(LIST, "admin", "1" * 32) == 200
+
+
+def test_a_sweep_s_user_sees_what_is_its_own_and_is_no_admin(tracking):
+    create, get = "/api/2.0/mlflow/experiments/create", "/api/2.0/mlflow/experiments/get"
+    theirs = tracking.ask(create, "admin", "1" * 32, sent={"name": "theirs"})["experiment_id"]
+    mine = tracking.ask(create, "medssl", "2" * 32, sent={"name": "mine"})["experiment_id"]
+    assert tracking.ask(f"{get}?experiment_id={mine}", "medssl", "2" * 32) == 200
+    assert tracking.ask(f"{get}?experiment_id={theirs}", "medssl", "2" * 32) == 403
+    another = {"username": "another", "password": "4" * 32}
+    assert tracking.ask("/api/2.0/mlflow/users/create", "medssl", "2" * 32, sent=another) == 403
+
+
+def test_no_password_is_an_argument_and_none_is_in_the_log(tracking):
+    told = (tracking.folder / "log").read_text()
+    for process in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if process.isdigit():
+                with open(f"/proc/{process}/cmdline", errors="replace") as command:
+                    told += command.read()
+    for password in (*PASSWORDS.values(), "3" * 32):
+        assert password not in told
+
+
+def test_a_changed_secret_is_a_changed_password(tracking):
+    """The pod starts anew: users.py runs again, and the server need not know."""
+    said = tracking.make_users(SWEEP_PASSWORD="5" * 32).splitlines()
+    assert said == ["admin: is there", "medssl: has a new password"]
+    assert tracking.ask(LIST, "medssl", "5" * 32) == 200
+    assert tracking.make_users().splitlines() == ["admin: is there", "medssl: has a new password"]
