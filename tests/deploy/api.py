@@ -75,10 +75,10 @@ def kubectl(kubeconfig: Path | None, *asked: str, given: str = "") -> subprocess
     )
 
 
-def applied(kubeconfig: Path, objects: list[dict]) -> subprocess.CompletedProcess:
+def applied(kubeconfig: Path, objects: list[dict], *more: str) -> subprocess.CompletedProcess:
     """Objects by server-side apply, as `medssl cluster up` does it."""
     asked = "apply", "--server-side", "--field-manager=medssl", "--validate=strict", "-f", "-"
-    return kubectl(kubeconfig, *asked, given=yaml.safe_dump_all(objects))
+    return kubectl(kubeconfig, *asked, *more, given=yaml.safe_dump_all(objects))
 
 
 def rendered(folder: str) -> list[dict]:

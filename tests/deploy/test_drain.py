@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import time
 import api
 import clusters
 import pytest
+from runs import Runs, ended
 
 pytestmark = pytest.mark.slow
 DRAIN = api.ROOT / "deploy" / "base" / "drain.py"
@@ -19,9 +21,6 @@ import ray
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 ray.init(log_to_driver=False)
-until = time.monotonic() + 60
-while len(ray.nodes()) < 3 and time.monotonic() < until:
-    time.sleep(0.2)
 
 @ray.remote(num_cpus=1)
 class Trial:
@@ -61,6 +60,10 @@ def cluster():
     try:
         made.add()
         made.add()
+        until = time.monotonic() + 90
+        while len(made.nodes()) < 3:
+            assert time.monotonic() < until
+            time.sleep(0.1)
         yield made
     finally:
         made.end()
@@ -82,6 +85,50 @@ def test_trials_are_asked_to_end_and_none_comes_after(cluster, tmp_path):
     assert said.splitlines() == ["drained", "1 processes asked to end"]
     assert elsewhere
     assert waiting == 1
+
+
+GRID = """method=[SIMCLR], seed=[0], epochs=40, train_images=128, batch_size=64,
+    resources=Resources(cpu=1, checkpoint_s=600, retries=0)"""
+
+
+@pytest.mark.long
+def test_a_sweep_s_trial_goes_on_elsewhere_and_is_forgiven(cluster, tmp_path):
+    """With no retry to lose, and no checkpoint but the one that it leaves when it is asked."""
+    runs = Runs(tmp_path, GRID, cluster.env)
+    with runs.start() as process:
+        try:
+            _drained(runs, process, cluster)
+        finally:
+            process.kill()
+
+
+def _drained(runs: Runs, process, cluster) -> None:
+    """Once it has two epochs behind it, its node is drained; it ends as if nothing had been."""
+    while not (under := [said for said in runs.progress() if len(said["curve"]) > 1]):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    node = cluster.node_of(under[0]["pid"])
+    ip = f"127.0.0.{2 + int(node.removeprefix('node-'))}"
+    begun = time.monotonic()
+    drain = subprocess.run(
+        [sys.executable, DRAIN],
+        env=os.environ | cluster.env | {"POD_IP": ip},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert drain.stdout.splitlines() == ["drained", "1 processes asked to end"]
+    assert time.monotonic() - begun < 30
+    if node in cluster.nodes():  # a drained node ends by itself once nothing is on it
+        cluster.kill(node)
+    code, out = ended(process)
+    assert code == 0, out
+    log = runs.store.read(f"logs/{under[0]['encoder']}.log").decode()
+    assert "preempted" in log
+    _, _, after = re.split(r"; on \S+, pid \d+\n", log)
+    assert int(re.search(r"epoch (\d+):", after)[1]) >= len(under[0]["curve"])
+    [said] = runs.progress()
+    assert (said["state"], said["ended"]) == ("finished", 0)
 
 
 def test_without_a_head_nothing_hangs(tmp_path):

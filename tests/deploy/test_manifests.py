@@ -64,6 +64,14 @@ def test_ray_is_the_lock_s_and_the_image_is_this_version_s(objects):
     assert {image for image in found if not OURS.search(image)} == {"postgres:17.6"}
 
 
+def test_the_base_names_the_same_versions():
+    """A target writes over its tags, so that a stale one would be seen by nobody else."""
+    version = PYPROJECT["project"]["version"]
+    for each in scan.pods(api.rendered("base")):
+        for _, container in each.containers():
+            assert container["image"] in (f"medssl:{version}", "postgres:17.6")
+
+
 def test_names_are_those_that_the_parts_agreed_on(objects):
     names = {
         "ServiceAccount": {"head", "worker", "submitter", "mlflow", "postgres", "data"},

@@ -7,7 +7,9 @@ import json
 import re
 
 import api
+import kubernetes_validate
 import pytest
+import scan
 
 NAMES = "raycluster", "deployment", "statefulset", "job", "service", "networkpolicy", "role"
 NAMES += "persistentvolumeclaim", "persistentvolume", "storageclass", "resourcequota", "limitrange"
@@ -75,6 +77,29 @@ def _forget_claims(kubeconfig) -> None:
             api.kubectl(
                 kubeconfig, "patch", name, "--namespace=medssl", "--type=json", f"--patch={nothing}"
             )
+
+
+@pytest.mark.parametrize("target", api.TARGETS)
+def test_the_pods_that_ray_s_operator_will_make_are_accepted(target, server):
+    """Of a RayCluster the server looks at fields alone; of a Pod, at what they say together."""
+    objects = []
+    for each in scan.pods(api.edited(api.rendered(f"targets/{target}"))):
+        if each.where.startswith("RayCluster/"):
+            spec = copy.deepcopy(each.spec) | {"restartPolicy": "Never"}  # autoscaler of version 2
+            for volume, path in (("shared-mem", "/dev/shm"), ("ray-logs", "/tmp/ray")):
+                spec["volumes"].append({"name": volume, "emptyDir": {}})
+                spec["containers"][0]["volumeMounts"].append({"name": volume, "mountPath": path})
+            if each.autoscaler:
+                options = spec["containers"][-1]
+                for field in ("version", "upscalingMode", "idleTimeoutSeconds"):
+                    del options[field]
+            named = {"name": each.where.rpartition("/")[2], "namespace": "medssl"}
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": named | {"labels": each.labels}}
+            objects.append(pod | {"spec": spec})
+            kubernetes_validate.validate(objects[-1], "1.37", strict=True)
+    assert len(objects) == {"kind": 2, "onprem": 2}.get(target, 3)
+    made = api.applied(server, objects, "--dry-run=server")
+    assert made.returncode == 0, made.stderr
 
 
 def replaced(kind: str, path: str, value) -> list[dict]:
