@@ -154,6 +154,7 @@ def build(commit: str) -> Path:
             (root / "root" / ".cache").mkdir()
             subprocess.run(["cp", "-al", cache, root / "root/.cache/uv"], check=True)
         shutil.copy("/etc/resolv.conf", root / "etc/resolv.conf")
+        (root / "etc/hosts").write_text("127.0.0.1 localhost\n")  # as container runtimes do
         shutil.copy(CERTIFICATES, root / "certificates.crt")
         given = {"PIP_CERT": "/certificates.crt", "SSL_CERT_FILE": "/certificates.crt"}
         given |= {name: os.environ[name] for name in ("PIP_INDEX_URL",) if name in os.environ}

@@ -1,5 +1,6 @@
 """The image: what its Dockerfile says, and, where it takes minutes, what it does."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -147,7 +148,7 @@ def root():
         image.remove(made)
 
 
-pods = pytest.mark.long, pytest.mark.timeout(1200)
+pods = pytest.mark.long, pytest.mark.slow, pytest.mark.timeout(1200)  # slow: begun early
 
 
 def marked(test):
@@ -210,17 +211,44 @@ def test_commands_of_pods_run_as_nobody_on_a_root_that_cannot_be_written(root, t
     assert "missing" not in done.stdout
 
 
+# As KubeRay does it: `ray start` in bash, probes, the submitter's pod
+JOB = """
+ray start --head --block --num-cpus=2 --num-gpus=0 --dashboard-host=0.0.0.0 \
+  --object-store-memory=200000000 >/tmp/head.log 2>&1 &
+ask() { wget --tries 1 -T 5 -q -O- "http://localhost:$1"; }
+for second in $(seq 120); do
+  if ask 52365/api/healthz && ask 8265/api/gcs_healthz; then break; fi
+  sleep 1
+done
+ask 52365/api/local_raylet_healthz
+if ! ray job status --address http://127.0.0.1:8265 tiny >/dev/null 2>&1; then
+  ray job submit --address http://127.0.0.1:8265 --no-wait --submission-id tiny \
+    -- medssl run /sweep/tiny.py --failed-is-done
+fi
+ray job logs --address http://127.0.0.1:8265 --follow tiny
+ray job status --address http://127.0.0.1:8265 tiny
+RAY_AUTH_TOKEN=wrong ray job list --address http://127.0.0.1:8265 2>&1 | tail -3
+echo "holds the token: $(printenv RAY_AUTH_TOKEN |
+  grep -rlsF -f - /tmp /home/medssl /store /proc/[0-9]*/cmdline)."
+"""
+
+
 @marked
-def test_a_sweep_in_the_image_fills_its_table(root, tmp_path):
+def test_a_head_in_the_image_is_given_a_sweep_which_fills_its_table(root, tmp_path):
     (tmp_path / "sweep").mkdir()
     file = tmp_path / "sweep" / "tiny.py"
     file.write_text(SWEEP)
     told = yaml.safe_load((ROOT / "deploy/base/settings.yaml").read_text())["data"]
     del told["MLFLOW_TRACKING_URI"]  # another test's
     told |= {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}  # beside other tests
-    command = "medssl run /sweep/tiny.py --failed-is-done"
-    done = image.run(root, tmp_path, command, told, timeout=600)
-    assert done.returncode == 0, done.stdout
+    told |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": os.urandom(32).hex()}
+    done = image.run(root, tmp_path, JOB, told, timeout=600)
+    probes = "raylet: success gcs: success" + "success" * 2  # /api/healthz says both
+    assert " ".join(done.stdout.split()).startswith(probes), done.stdout
+    assert "Job 'tiny' succeeded" in done.stdout, done.stdout
+    assert "Invalid authentication token" in done.stdout
+    assert "holds the token: ." in done.stdout
+    assert told["RAY_AUTH_TOKEN"] not in done.stdout
     kept = open_store(tmp_path / "store")
     assert results.missing(plan.load(file).cells(), kept) == []
     rows = results.table(kept).to_pylist()
