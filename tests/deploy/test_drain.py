@@ -12,13 +12,15 @@ import clusters
 import pytest
 from runs import Runs, ended
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2 and /proc of Linux"),
+]
 DRAIN = api.ROOT / "deploy" / "base" / "drain.py"
 
 DRIVER = """
 import json, os, signal, subprocess, sys, time
 import ray
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
 ray.init(log_to_driver=False)
 
