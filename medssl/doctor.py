@@ -134,7 +134,8 @@ def _gpus() -> Iterator[Finding]:
         name = f"GPU {number}: {known.name}, {known.total_memory / 2**30:.0f} GiB"
         try:
             x = torch.ones(256, 256, device=gpu, dtype=torch.float32)
-            assert (x @ x).sum().item() == 256.0**3
+            if (x @ x).sum().item() != 256.0**3:
+                raise ArithmeticError("a product of matrices is wrong")
             free = torch.cuda.mem_get_info(gpu)[0] / 2**30
             bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
             yield Finding(True, f"{name} ({free:.0f} free), {bf16}, CUDA {torch.version.cuda}")
