@@ -85,7 +85,9 @@ def submit(
         name, of = rayjob.name(asked.name, code, text), rayjob.labels(asked.name, code)
         more = () if budget_hours is None else ("--budget-hours", f"{budget_hours:g}")
         file = rayjob.config_map(name, namespace, of, sweep, text)
-        job = rayjob.ray_job(name, namespace, of, sweep.name, shape, int(days * 86400), more)
+        until_s = int(days * 86400)
+        told = (name, namespace, of, sweep.name, shape, until_s, more, there.queue())
+        job = rayjob.ray_job(*told)
         if dry_run:
             import yaml
 

@@ -33,6 +33,7 @@ RAY = "ray.io/v1"
 TESTED = "1.7.0"  # KubeRay's version by whose rules the manifests were checked
 HELM = f"helm install kuberay-operator kuberay/kuberay-operator --version {TESTED}"
 AWAY_S = 60  # for which a server that was there is awaited
+GONE_S = 15  # and what it says it does not have
 LOOK_S, REQUEST_S = 2, 20
 SECRETS = {  # made where they are absent, and never shown
     "medssl-ray": ["auth_token"],
@@ -67,6 +68,7 @@ REMEDIES = {  # of why a container waits
     "CrashLoopBackOff": "it ends again and again: `medssl cluster logs` says why",
 }
 GPU = "nvidia.com/gpu"
+UNSAID = {"resourceVersion", "managedFields"}  # of an object, that are no content of it
 
 
 @dataclass
@@ -103,7 +105,8 @@ class Cluster:
             if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:  # we are in a pod of it
                 config.load_incluster_config()
             else:
-                config.load_kube_config(context=context)
+                known = os.environ.get("KUBECONFIG") or "~/.kube/config"
+                config.load_kube_config(config_file=known, context=context)
         except (config.ConfigException, OSError) as no:
             raise ValueError(
                 f"no cluster ({str(no).rstrip('.')}): name a kubeconfig in KUBECONFIG (your "
@@ -166,7 +169,7 @@ class Cluster:
         for body in sorted(objects, key=lambda body: body["kind"] != "Namespace"):
             api, kind, name = body["apiVersion"], body["kind"], body["metadata"]["name"]
             before, after = self.get(api, kind, name), self.apply(body)
-            if before and _version(before) == _version(after):
+            if before and _same(before, after):
                 same += 1
             else:
                 say(f"{kind} {name}: {'changed' if before else 'made'}")
@@ -208,6 +211,13 @@ class Cluster:
 
     def shape(self) -> dict:
         """The spec of the RayCluster that a target has set up."""
+        return self._shape()["spec"]
+
+    def queue(self) -> str:
+        """Of Kueue's, in which jobs wait; "" for none."""
+        return (self._shape()["metadata"].get("annotations") or {}).get("medssl.io/queue", "")
+
+    def _shape(self) -> dict:
         self._kuberay()
         found = self.get(RAY, "RayCluster", SHAPE)
         if found is None:
@@ -215,7 +225,7 @@ class Cluster:
                 f"no RayCluster {SHAPE} in namespace {self.namespace}: run `medssl cluster up "
                 f"deploy/targets/NAME` first, or name another --namespace"
             )
-        return found["spec"]
+        return found
 
     def settings(self) -> dict[str, str]:
         """What all pods are told: where the store is, and MLflow."""
@@ -242,7 +252,7 @@ class Cluster:
         self.apply(file | {"metadata": file["metadata"] | {"ownerReferences": [owner]}})
         if before is None:
             return "made"
-        return "as it was" if _version(before) == _version(after) else "changed"
+        return "as it was" if _same(before, after) else "changed"
 
     def stop(self, name: str) -> None:
         """Ends a job; its driver is told to, and its trials leave checkpoints."""
@@ -292,28 +302,26 @@ class Cluster:
 
     def follow(self, name: str, say: Callable[[str], None]) -> Iterator[Job]:
         """A job whenever it has changed, until it has ended; a server that is away is awaited."""
-        told, away_since = None, None
+        told, since = None, None  # the latter: it is away
         while True:
             try:
-                body = self.get(RAY, "RayJob", name)
-            except _Away as no:
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > AWAY_S:
-                    raise
-                if told != "away":
+                body, no = self.get(RAY, "RayJob", name), None
+            except _Away as away:
+                body, no = None, away
+            if body is None:  # a server that has just started may not know its kinds yet
+                if since is None and no:
                     say(f"{no}; waiting")
-                told = "away"
+                since = since or time.monotonic()
+                if time.monotonic() - since > (AWAY_S if no else GONE_S):
+                    raise no or ValueError(f"no job {name}: it was deleted, or never was there")
                 time.sleep(LOOK_S)
                 continue
-            away_since = None
-            if body is None:
-                raise ValueError(f"no job {name}: it was deleted, or never was there")
-            job = _job(body)
+            since, job = None, _job(body)
             if (now := (job.phase, job.status, job.failed, job.message)) != told:
+                told = now
                 yield job
             if job.ended:
                 return
-            told = now
             time.sleep(LOOK_S)
 
     def log(self, name: str, tail: int | None = None, follow: bool = False) -> Iterator[str]:
@@ -383,26 +391,7 @@ class Cluster:
                 found = resource.get(label_selector=select).to_dict()["items"]
         except ValueError:
             return Finding(None, "KubeRay's kinds are there; its operator is not yours to see")
-        if not found:
-            return Finding(
-                False, "KubeRay's kinds are there, but no operator", f"install it: {HELM}"
-            )
-        image = found[0]["spec"]["template"]["spec"]["containers"][0]["image"]
-        version = re.search(r":v?(\d+(?:\.\d+)*)", image.rpartition("/")[2])
-        running = (found[0].get("status") or {}).get("readyReplicas", 0)
-        what = f"KubeRay's operator {version[1] if version else image}"
-        if not running:
-            where = found[0]["metadata"]["namespace"]
-            return Finding(
-                False, f"{what} is not ready", f"kubectl -n {where} get pods, and its logs"
-            )
-        if version and _numbers(version[1]) < _numbers(TESTED)[:2]:
-            return Finding(
-                False,
-                f"{what} is older than {TESTED}",
-                f"upgrade it: {HELM.replace('install', 'upgrade', 1)}",
-            )
-        return Finding(True, what)
+        return _operator(found)
 
     def _check_target(self) -> Iterator[Finding]:
         up = "run `medssl cluster up deploy/targets/NAME`"
@@ -513,6 +502,7 @@ class Cluster:
                 back.start()
                 _pour(self.request, there)
                 back.join()
+                there.close()
 
         class Server(socketserver.ThreadingTCPServer):
             allow_reuse_address, daemon_threads = True, True
@@ -552,6 +542,11 @@ def render(target: Path, image: str | None = None) -> list[dict]:
     built = subprocess.run([kubectl, "kustomize", target], capture_output=True, text=True)
     if built.returncode:
         raise ValueError(f"{target} cannot be built: {built.stderr.strip()}")
+    if left := sorted(set(re.findall(r"EDIT[A-Z-]*", built.stdout))):
+        raise ValueError(
+            f"{target} still says {', '.join(left)}: fill in your own values, as its "
+            f"kustomization.yaml tells"
+        )
     objects = [body for body in yaml.safe_load_all(built.stdout) if body]
     if image:
         for container in _containers(objects):
@@ -600,6 +595,11 @@ def _sentences(server: str, doing: str) -> Iterator[None]:
             raise ValueError(
                 f"{told}: end what uses it (`medssl cluster status`), or have the quota raised"
             ) from None
+        if no.status == 403 and "being terminated" in told:
+            raise ValueError(
+                f"cannot {doing}: its namespace is being deleted; wait until `kubectl get "
+                f"namespace` has it no more"
+            ) from None
         if no.status == 403:
             raise ValueError(
                 f"you may not {doing}: {told}. Ask whoever runs the cluster; `medssl cluster "
@@ -611,6 +611,11 @@ def _sentences(server: str, doing: str) -> Iterator[None]:
             ) from None
         if no.status in (429, 500, 502, 503, 504):
             raise _Away(f"{server} is away ({no.status} {told})") from None
+        if "immutable" in told or "Forbidden: spec is" in told:
+            raise ValueError(
+                f"cannot {doing}: {told}. Such a thing is made, not changed: delete it first, if "
+                f"nothing in it is needed (a Job's pods, not a volume's claim)"
+            ) from None
         raise ValueError(f"cannot {doing}: {told}") from None
     except (HTTPError, ConnectionError) as no:
         why = str(getattr(no, "reason", None) or no).rpartition(": ")[2]
@@ -624,8 +629,13 @@ def _told(no) -> str:
     return no.reason or str(no.status)
 
 
-def _version(body: dict) -> str:
-    return body["metadata"]["resourceVersion"]
+def _same(before: dict, after: dict) -> bool:
+    """Whether nothing was changed; some servers count a write that wrote nothing."""
+    kept = [
+        body | {"metadata": {k: v for k, v in body["metadata"].items() if k not in UNSAID}}
+        for body in (before, after)
+    ]
+    return kept[0] == kept[1]
 
 
 def _numbers(version: str) -> list[int]:
@@ -642,6 +652,26 @@ def _job(body: dict) -> Job:
         ": ".join(filter(None, (status.get("reason"), status.get("message")))),
         status.get("failed") or 0,
     )
+
+
+def _operator(found: Sequence[dict]) -> Finding:
+    """What there is of KubeRay's operator, of its Deployments."""
+    if not found:
+        return Finding(False, "KubeRay's kinds are there, but no operator", f"install it: {HELM}")
+    image = found[0]["spec"]["template"]["spec"]["containers"][0]["image"]
+    version = re.search(r":v?(\d+(?:\.\d+)*)", image.partition("@")[0].rpartition("/")[2])
+    running = (found[0].get("status") or {}).get("readyReplicas", 0)
+    what = f"KubeRay's operator {version[1] if version else image}"
+    if not running:
+        where = found[0]["metadata"]["namespace"]
+        return Finding(False, f"{what} is not ready", f"kubectl -n {where} get pods, and its logs")
+    if version and _numbers(version[1]) < _numbers(TESTED)[:2]:
+        return Finding(
+            False,
+            f"{what} is older than {TESTED}",
+            f"upgrade it: {HELM.replace('install', 'upgrade', 1)}",
+        )
+    return Finding(True, what)
 
 
 def _pod(pod: dict, events: Callable[[str], list[dict]]) -> tuple[str, str]:

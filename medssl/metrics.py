@@ -63,6 +63,24 @@ def decided(scores_NK: np.ndarray, task: str) -> np.ndarray:
     return np.arange(scores_NK.shape[1]) == scores_NK.argmax(1)[:, None]
 
 
+def coded(scores_NK: np.ndarray, task: str) -> np.ndarray:
+    """What `decided` says as a number (N,): the class, or of labels the k-th as bit k, up to 63.
+
+    uint8 of up to 256 classes or 8 labels, uint16 of up to 16.
+    """
+    hit_NK = decided(scores_NK, task)
+    labels = hit_NK.shape[1]
+    if task.startswith("multi-label"):
+        return (hit_NK @ (1 << np.arange(labels))).astype(np.min_scalar_type(2**labels - 1))
+    return hit_NK.argmax(1).astype(np.min_scalar_type(labels - 1))
+
+
+def decoded(code_N: np.ndarray, labels: int, task: str) -> np.ndarray:
+    """What `decided` said (N, K), of what `coded` made of it."""
+    code_N1, label_K = code_N[:, None].astype(np.int64), np.arange(labels)
+    return (code_N1 >> label_K & 1) > 0 if task.startswith("multi-label") else code_N1 == label_K
+
+
 def calibration(scores_NK: np.ndarray, t_NK: np.ndarray, task: str) -> Iterator:
     """(name, value) of ece, brier and log_loss; 0 is best.
 

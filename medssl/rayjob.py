@@ -26,6 +26,8 @@ RETRIES = 3  # clusters after the first, where the head is lost
 READY_S = 1800  # until the head is there
 AGAIN_S = {"SUCCEEDED": 60, "FAILED": 600}  # seconds that a cluster is kept after its job, for logs
 SUBMITTER = {"cpu": "500m", "memory": "512Mi"}
+TOKEN = "medssl-ray"  # the Secret
+QUEUE = "kueue.x-k8s.io/queue-name"
 PART_OF, SWEEP, CODE = "app.kubernetes.io/part-of", "medssl.io/sweep", "medssl.io/code"
 
 
@@ -87,7 +89,10 @@ def labels(sweep: str, code: str) -> dict[str, str]:
 
 
 def config_map(job: str, namespace: str, of: dict[str, str], file: Path, text: str) -> dict:
-    """The sweep's file; ValueError where it is too large to travel."""
+    """The sweep's file; ValueError where it is too large to travel, or its name is no plain word:
+    KubeRay puts it into a shell's line as it is."""
+    if not re.fullmatch(r"[\w-][\w.-]*\.py", file.name, re.ASCII):
+        raise ValueError(f"{file.name!r}: name the sweep's file in letters, digits, - and _ alone")
     if len(text.encode()) > MOST_BYTES:
         raise ValueError(f"{file} has more than {MOST_BYTES:,} bytes: a sweep is a short file")
     return {
@@ -106,8 +111,10 @@ def ray_job(
     shape: dict,
     deadline_s: int,
     asked: tuple[str, ...] = (),
+    queue: str = "",
 ) -> dict:
-    """`shape`: the spec of a RayCluster; `asked`: more options of `medssl run`."""
+    """`shape`: the spec of a RayCluster; `asked`: more options of `medssl run`; `queue`: of
+    Kueue's, in which the job waits."""
     cluster = copy.deepcopy(shape)
     cluster.pop("suspend", None)
     pod = cluster["headGroupSpec"]["template"]["spec"]
@@ -128,6 +135,10 @@ def ray_job(
             "condition": {"jobDeploymentStatus": "Failed", "ttlSeconds": AGAIN_S["FAILED"]},
         }
     ]
+    ending = {"deletionStrategy": {"deletionRules": rules}}
+    if queue:  # Kueue takes no rules: it suspends jobs, which KubeRay allows with these alone
+        of = of | {QUEUE: queue}
+        ending = {"shutdownAfterJobFinishes": True, "ttlSecondsAfterFinished": AGAIN_S["SUCCEEDED"]}
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -138,7 +149,7 @@ def ray_job(
             "backoffLimit": RETRIES,
             "activeDeadlineSeconds": deadline_s,
             "preRunningDeadlineSeconds": READY_S,
-            "deletionStrategy": {"deletionRules": rules},
+            **ending,
             "submitterPodTemplate": _submitter(head, pod, of),
             "rayClusterSpec": cluster,
         },
@@ -151,13 +162,18 @@ def _set(of: dict, field: str, entry: dict) -> None:
 
 
 def _submitter(head: dict, pod: dict, of: dict[str, str]) -> dict:
-    """The pod that hands the job over and repeats what its driver says: KubeRay adds the command,
-    the address and the token."""
+    """The pod that hands the job over and repeats what its driver says: KubeRay adds the command
+    and the address."""
+    token = {"secretKeyRef": {"name": TOKEN, "key": "auth_token"}}
     container = {
         "name": "ray-job-submitter",
         "image": head["image"],
         "resources": {"requests": SUBMITTER, "limits": SUBMITTER},
-        "env": [{"name": "HOME", "value": "/tmp"}],
+        "env": [
+            {"name": "HOME", "value": "/tmp"},
+            {"name": "RAY_AUTH_MODE", "value": "token"},
+            {"name": "RAY_AUTH_TOKEN", "valueFrom": token},  # not every KubeRay heeds secretName
+        ],
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
     }
     for field in ("securityContext", "imagePullPolicy"):

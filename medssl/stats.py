@@ -27,17 +27,21 @@ import numpy as np
 import scipy.stats
 from scipy.sparse import csr_array
 
-from medssl.metrics import columns, decided
+from medssl.metrics import columns, decided, decoded
 
 ORDERS = 50_000  # of ranks, of which Friedman's p is made; no p is below 1 / 50,001
 CHUNK = 2**19  # counts at a time; sets memory and speed, never the answer
 METRICS = "auroc", "accuracy", "balanced_accuracy"
 OF_LABEL = "auroc", "recall"  # of a single one, by its number: auroc_3
 DETECTION = r"(?:(?P<score>\w+)/)?auroc(?::(?P<of>.+))?"  # auroc, knn/auroc:near, knn/auroc:SET
+ERRORS = "error", "clean_error", "added_error", "error_ratio"  # of `robustness`: error:jpeg:3, ...
+ERROR = rf"(?P<kind>{'|'.join(ERRORS)})(?::(?P<of>\w+))?(?::(?P<at>[1-5]))?"
 CHOICES = *METRICS, *(f"{name}_K" for name in OF_LABEL), "SCORE/auroc", "SCORE/auroc:SET"
+CHOICES += *ERRORS, "error:CORRUPTION", "error:CORRUPTION:SEVERITY"
 
 # N test images, K classes, R the test set and its resamples, M methods, D datasets,
-# S places on a ROC curve, F label fractions; P pretraining, S subset, H head seeds in `components`
+# C corruptions at a severity, S places on a ROC curve, F label fractions; P pretraining, S subset,
+# H head seeds in `components`
 
 
 class Interval(NamedTuple):
@@ -115,8 +119,7 @@ def score(
         right_N = (hit_NK == t).mean(1) if many else (hit_NK & t).any(1)
         return _count(right_N[:, None], c_NR)[0] / len(t)
     if metric == "balanced_accuracy":
-        recall_KR = _share(hit_NK, t, c_NR)
-        return _mean((recall_KR + _share(~hit_NK, ~t, c_NR)) / 2 if many else recall_KR)
+        return _balanced(hit_NK, t, many, c_NR)
     raise ValueError(f"no resamples of {metric!r}: choose from {', '.join(CHOICES)}")
 
 
@@ -141,6 +144,59 @@ def of_detection(
         group = json.loads(settings).get(of, [of])
         out = {elsewhere: s_M for elsewhere, s_M in out.items() if elsewhere in group}
     return (kept[name], out) if out else None
+
+
+def of_error(
+    metric: str, kept: Mapping[str, np.ndarray]
+) -> tuple[str, np.ndarray, np.ndarray] | None:
+    """Which of ERRORS the metric is, what was decided under its corruptions (N, C), and without any
+    (N,); None for any other metric, and where `robustness` has not kept it.
+    """
+    asked = re.fullmatch(ERROR, metric)
+    if not asked or "decided" not in kept:
+        return None
+    names = [name for name in kept if re.fullmatch(f"decided_{asked['of'] or '.+'}", name)]
+    if not names:
+        return None
+    code_NC = np.concatenate([kept[name] for name in names], axis=1)
+    if asked["at"]:
+        code_NC = code_NC[:, [int(asked["at"]) - 1]]
+    return asked["kind"], code_NC, kept["decided"]
+
+
+def error(
+    kind: str,
+    code_NC: np.ndarray,
+    clean_N: np.ndarray,
+    t_NK: np.ndarray,
+    task: str,
+    c_NR: np.ndarray,
+) -> np.ndarray:
+    """v_R: what `of_error` found, of every resample; an error is 1 - balanced accuracy.
+
+    A recall counts images, so the mean error under many corruptions is the error of how often each
+    image is given each label: one product, however many there are. A ratio is of the resample's own
+    clean error. Where that is 0 it counts as half of the least that an image could make it: without
+    such resamples the interval would be cut short at its upper end.
+    """
+    t, many = np.asarray(t_NK) > 0.5, task.startswith("multi-label")
+
+    def of(code_NC: np.ndarray) -> np.ndarray:
+        hits_NK = sum(decoded(code_N, t.shape[1], task).astype(int) for code_N in code_NC.T)
+        return 1 - _balanced(hits_NK / code_NC.shape[1], t, many, c_NR)
+
+    e_R, clean_R = of(code_NC), of(clean_N[:, None])
+    return {
+        "error": e_R,
+        "clean_error": clean_R,
+        "added_error": e_R - clean_R,
+        "error_ratio": e_R / np.maximum(clean_R, 1 / (2 * t.size)),
+    }[kind]
+
+
+def sign(metric: str) -> int:
+    """-1 of what is better the smaller it is."""
+    return -1 if re.fullmatch(ERROR, metric) else 1
 
 
 def single(t_NK: np.ndarray, task: str, metric: str) -> int | None:
@@ -460,11 +516,17 @@ def _count(x_NK: np.ndarray, c_NR: np.ndarray) -> np.ndarray:
     return np.concatenate([x_NK.T.astype(float) @ c_Nr for _, c_Nr in _chunks(c_NR)], axis=1)
 
 
+def _balanced(hit_NK: np.ndarray, t_NK: np.ndarray, many: bool, c_NR: np.ndarray) -> np.ndarray:
+    """Balanced accuracy (R,) of labels that are given (N, K), or of how often each is, in 0..1."""
+    recall_KR = _share(hit_NK, t_NK, c_NR)
+    return _mean((recall_KR + _share(1 - hit_NK, ~t_NK, c_NR)) / 2 if many else recall_KR)
+
+
 def _share(hit_NK: np.ndarray, of_NK: np.ndarray, c_NR: np.ndarray) -> np.ndarray:
     """Of the images that are `of`, how many are hit (K, R); NaN where there are none."""
     of_KR = _count(of_NK, c_NR)
     share_KR = np.full(of_KR.shape, np.nan)
-    return np.divide(_count(hit_NK & of_NK, c_NR), of_KR, out=share_KR, where=of_KR > 0)
+    return np.divide(_count(hit_NK * of_NK, c_NR), of_KR, out=share_KR, where=of_KR > 0)
 
 
 def _mean(a_KR: np.ndarray) -> np.ndarray:

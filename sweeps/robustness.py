@@ -1,7 +1,8 @@
 """What is left when test images are noisy, blurred, stained: do pretrained encoders lose less?
 
     medssl run sweeps/robustness.py --data FOLDER     (breastmnist.npz, pneumoniamnist.npz, 28 px)
-    medssl table sweeps/robustness.py --metric error  (clean_error, added_error, error:jpeg, ...)
+    medssl table sweeps/robustness.py --metric error  (clean_error, added_error, error:jpeg, ...;
+                                                            intervals with --bootstrap 1000)
 
 Cost: five passes over the test split for each corruption, at each share of labels. Success: `error`
 stands above `clean_error` in every row, and AUROC of `robustness` below that of `linear_probe`.

@@ -26,23 +26,26 @@ IDLE_S = 3  # after which the autoscaler gives a node back
 class Cluster:
     """A head without cores. Nodes of one core come by `add`, or by Ray's autoscaler."""
 
-    def __init__(self, most: int = 0):
-        """`most`: nodes that the autoscaler may add."""
+    def __init__(self, most: int = 0, dashboard: bool = False, env: dict[str, str] | None = None):
+        """`most`: nodes that the autoscaler may add; `dashboard`: to submit jobs to, at `.jobs`;
+        `env`: of all that runs there."""
         self.folder = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))  # short: sockets' names
         self._started: list[subprocess.Popen] = []
         token = self.folder / "token"
         token.touch(mode=0o600)
         token.write_text(os.urandom(32).hex())
         self.env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            client = free.getsockname()[1]  # of a server that nobody asks, and 10001 may be taken
+        client, page = _free(), _free()  # a server that nobody asks, for 10001 may be taken
         asked = ["--head", "--port=0", "--node-ip-address=127.0.0.2", "--num-cpus=0"]
-        asked += ["--include-dashboard=false", f"--ray-client-server-port={client}"]
+        asked += [f"--ray-client-server-port={client}"]
+        asked += [f"--include-dashboard={str(dashboard).lower()}", f"--dashboard-port={page}"]
+        self.jobs = f"http://127.0.0.1:{page}"
         if most:
             asked += [f"--autoscaling-config={self._autoscaling(most)}"]
         try:
-            self._started.append(start(self.folder, "head", *asked, env=self.env | HEAD))
+            self._started.append(
+                start(self.folder, "head", *asked, env=self.env | HEAD | (env or {}))
+            )
             self.env["RAY_ADDRESS"] = self._until(lambda: address(self.folder))
         except BaseException:
             self.end()
@@ -122,6 +125,15 @@ class Cluster:
         }
         file.write_text(json.dumps(config))
         return file
+
+
+def _free() -> int:
+    """A port that nobody listens at, outside of Ray's own for workers."""
+    while True:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            if not 10002 <= (port := free.getsockname()[1]) <= 19999:
+                return port
 
 
 HEAD = {

@@ -269,3 +269,31 @@ def test_pytorch_ood_counts_the_same():
 def test_scores_that_are_not_numbers_detect_nothing():
     with pytest.raises(ValueError, match="not finite"):
         dict(detection(np.array([1.0, np.inf]), np.zeros(2)))
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "dtype"),
+    [
+        ("multi-class", 11, np.uint8),
+        ("ordinal-regression", 5, np.uint8),
+        ("binary-class", 2, np.uint8),
+        ("multi-label, binary-class", 8, np.uint8),
+        ("multi-label, binary-class", 14, np.uint16),
+        ("multi-label, binary-class", 33, np.uint64),
+    ],
+)
+def test_what_is_decided_is_a_number_and_back(task, labels, dtype):
+    scores_NK = np.random.default_rng(0).random((200, labels))
+    code_N = metrics.coded(scores_NK, task)
+    assert code_N.dtype == dtype
+    assert code_N.shape == (200,)
+    hit_NK = metrics.decoded(code_N, labels, task)
+    assert hit_NK.dtype == bool
+    assert np.array_equal(hit_NK, metrics.decided(scores_NK, task))
+
+
+def test_a_code_is_the_class_or_a_bit_for_each_label():
+    s_NK = np.array([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]])
+    assert metrics.coded(s_NK, "multi-class").tolist() == [2, 0]
+    s_NK = np.array([[0.9, 0.2, 0.7], [0.1, 0.3, 0.1], [0.1, 0.8, 0.9]])
+    assert metrics.coded(s_NK, "multi-label, binary-class").tolist() == [5, 0, 6]

@@ -169,6 +169,22 @@ def test_the_submitter_is_as_restricted_as_the_head():
     assert container["securityContext"] == {"readOnlyRootFilesystem": True}
     assert container["resources"]["limits"] == container["resources"]["requests"]
     assert "command" not in container  # KubeRay's
+    env = {each["name"]: each for each in container["env"]}
+    assert env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "medssl-ray"
+
+
+def test_a_queue_of_kueues_gets_the_job_and_no_rules():
+    made = job(queue="team-a")
+    assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
+    assert "deletionStrategy" not in made["spec"]
+    assert made["spec"]["shutdownAfterJobFinishes"] is True
+    assert "kueue.x-k8s.io/queue-name" not in job()["metadata"]["labels"]
+
+
+@pytest.mark.parametrize("name", ["my sweep.py", "a;b.py", "$(x).py", "ä.py", "-.sh", "a.txt"])
+def test_a_file_whose_name_a_shell_would_read_is_refused(name):
+    with pytest.raises(ValueError, match="name the sweep's file in letters"):
+        rayjob.config_map("j", "ns", {}, Path(name), "x = 1\n")
 
 
 def test_a_file_that_is_too_large_to_travel_is_refused():

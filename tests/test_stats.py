@@ -585,3 +585,44 @@ def test_curves_that_are_none_are_refused():
         stats.labels_needed([0.1, 0.01], np.ones((2, 1)), np.ones(1))
     with pytest.raises(ValueError, match="leave out the fraction"):
         stats.labels_needed(F, np.array([[0.7], [np.nan], [0.9]]), np.ones(1))
+
+
+def test_a_ratio_of_no_clean_error_is_finite_and_stays_in_the_interval():
+    """One of fifty clean images is wrong: a third of the resamples are without it."""
+    t_NK = np.eye(2)[np.arange(50) % 2]
+    clean_N = np.uint8(np.arange(50) % 2)
+    clean_N[0] = 1
+    code_N5 = np.repeat(clean_N[:, None], 5, axis=1)
+    code_N5[2:12] = 1
+    c_NR = stats.resamples(50, 300)
+    of = {k: stats.error(k, code_N5, clean_N, t_NK, "binary-class", c_NR) for k in stats.ERRORS}
+    v_R, without = of["error_ratio"], c_NR[0] == 0
+    assert v_R[0] == pytest.approx(6)
+    assert 50 < np.count_nonzero(without) < 150
+    assert np.all(of["clean_error"][without] == 0)
+    assert v_R[without] == pytest.approx(of["error"][without] / 0.005)  # of one image it is 0.02
+    assert v_R[~without] == pytest.approx(of["error"][~without] / of["clean_error"][~without])
+    assert stats.interval(v_R).high > 1.5 * stats.interval(v_R[~without]).high
+
+
+def test_intervals_of_a_ratio_to_a_small_clean_error_cover_it():
+    """Left out, resamples whose clean error is below 0.02 leave a coverage of 0.7."""
+    rng, y_N, held = np.random.default_rng(0), np.arange(156) % 2, []
+    c_NR = stats.resamples(156, 200)
+    while len(held) < 200:
+        wrong_N = rng.random(156) < 0.021
+        more_N = wrong_N | (rng.random(156) < 0.079 / 0.979)
+        codes = (y_N ^ more_N)[:, None], y_N ^ wrong_N
+        clean, ratio = (
+            stats.error(kind, *codes, np.eye(2)[y_N], "binary-class", c_NR)
+            for kind in ("clean_error", "error_ratio")
+        )
+        if clean[0] >= 0.02:  # or its row is absent
+            _, low, high = stats.interval(ratio)
+            held.append(low <= 0.1 / 0.021 <= high)
+    assert np.mean(held) > 0.92
+
+
+def test_only_errors_are_better_when_they_are_smaller():
+    assert [stats.sign(m) for m in ("error", "error_ratio:jpeg", "clean_error")] == [-1] * 3
+    assert [stats.sign(m) for m in ("auroc", "knn/auroc:near", "accuracy", "recall_1")] == [1] * 4

@@ -121,7 +121,8 @@ def compare(
 def check(rows: list[dict], metric: str, against: str | None) -> None:
     """ValueError for a metric that is not of predictions, and for a method that is not there."""
     known = metric in stats.METRICS or stats.of_label(metric)
-    if not known and not re.fullmatch(stats.DETECTION, metric):
+    asked = re.fullmatch(stats.DETECTION, metric) or re.fullmatch(stats.ERROR, metric)
+    if not known and not asked:
         raise ValueError(
             f"no intervals of {metric!r}: kept predictions of test images give "
             f"{', '.join(stats.CHOICES)}"
@@ -135,7 +136,8 @@ def _best(grid: Grid, numbers: dict[Place, Resampled]) -> set[Place]:
     best: set[Place] = set()
     for places in _columns(grid, numbers).values():
         if len(places) > 1:
-            inside_M = stats.may_be_best(np.stack([numbers[place].v_R for place in places]))
+            v_MR = sign(grid) * np.stack([numbers[place].v_R for place in places])
+            inside_M = stats.may_be_best(v_MR)
             best |= {place for place, inside in zip(places, inside_M, strict=True) if inside}
     return best
 
@@ -336,6 +338,11 @@ def first(grid: Grid, line: tuple[str, ...]) -> dict:
     return next(iter(grid.lines[line].values()))[0]
 
 
+def sign(grid: Grid) -> int:
+    """-1 where the smaller number is the better."""
+    return stats.sign(grid.rows[0]["metric"])
+
+
 def _ranks(grid: Grid) -> list[Summary]:
     """Mean ranks over the targets that all methods were judged on; none below three targets, and
     none of single labels, which are others on each target."""
@@ -352,7 +359,7 @@ def _ranks(grid: Grid) -> list[Summary]:
         whole = [of for of in values[known].values() if len(of) == len(systems)]
         if len(whole) < 3 or len(systems) < 2:
             continue
-        v_DM = np.array([[of[system] for system in systems] for of in whole])
+        v_DM = sign(grid) * np.array([[of[system] for system in systems] for of in whole])
         columns[tables.heading(known)], found = _ranked(v_DM)
         said.append(f"{tables.heading(known)}: {len(whole)} targets, {found}")
     if not columns:

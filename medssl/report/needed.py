@@ -144,6 +144,7 @@ def _needed(
             return "not reached" + (f" with {percent(shares[-1])}" if shares[-1] < 1 else "")
         return "<= " * share.at_or_below + percent(share.fraction)
 
+    v_FR = intervals.sign(grid) * v_FR
     needed = stats.labels_needed([shares[i] for i in other], v_FR[other], v_FR[-1])
     value, low, high = map(text, needed)
     seeds = min(len(tables.by_seed(of_number)) for of_number in rows.values())

@@ -6,6 +6,7 @@ A number that its predictions do not give back has no resamples, and is in the n
 """
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,10 +25,15 @@ OTHERS = (
     "the predictions that were kept, scored again, give another number than the table has: the two "
     "are of different runs; delete rows/CELL.parquet in the store and run the sweep again"
 )
+OLDER = (
+    "an earlier version measured robustness, and kept nothing of each image; delete "
+    "rows/CELL.parquet in the store and run the sweep again"
+)
 KEPT = 2**25  # counts of one set: those of a larger one are drawn again each time
 Place = tuple[tuple[str, ...], Known]  # of a number in its table
 
-# N test images, K classes, R the test set and its resamples, H heads
+# N test images, K classes, R the test set and its resamples, H heads,
+# C corruptions at a severity
 
 
 @dataclass
@@ -91,8 +97,12 @@ class Predictions:
             return None
         if detected := stats.of_detection(self.metric, kept, row["settings"]):
             return self._detected(row, kept["target"], *detected)
+        if errors := stats.of_error(self.metric, kept):
+            return self._decided(row, kept["target"], *errors)
         if "scores" not in kept:
-            self.absent[f"{row['eval']} keeps no scores that give it"].add(row["cell"])
+            older = re.fullmatch(stats.ERROR, self.metric)
+            why = OLDER if older else f"{row['eval']} keeps no scores that give it"
+            self.absent[why].add(row["cell"])
             return None
         t_NK, heads = kept["target"], [kept["scores"]]
         if not row["task"]:
@@ -106,7 +116,6 @@ class Predictions:
         if abs(v_HR[:, 0].mean() - row["value"]) > 1e-9:  # of several heads its row is the mean
             self.absent[OTHERS].add(row["cell"])
             return None
-        digest = hashlib.sha256(np.ascontiguousarray(t_NK)).hexdigest()
         placed_N = t_N = None
         if (side := _side(t_NK, row["task"], self.metric)) < LEAST:
             self.absent[
@@ -118,7 +127,18 @@ class Predictions:
         if (k := stats.single(t_NK, row["task"], self.metric)) is not None:
             t_N = np.asarray(t_NK[:, k]) > 0.5
             placed_N = stats.placements(np.stack([s_NK[:, k] for s_NK in heads]), t_N).mean(0)
-        return _Cell(v_HR, (row["target"], digest), placed_N, t_N)
+        return _Cell(v_HR, (row["target"], _digest(t_NK)), placed_N, t_N)
+
+    def _decided(
+        self, row: dict, t_NK: np.ndarray, kind: str, code_NC: np.ndarray, clean_N: np.ndarray
+    ) -> _Cell | None:
+        """An error of robustness, from what was decided under each corruption and without."""
+        counts_NR = _counts(len(t_NK), self.count)
+        v_R = stats.error(kind, code_NC, clean_N, t_NK, row["task"], counts_NR)
+        if abs(v_R[0] - row["value"]) > 1e-9:
+            self.absent[OTHERS].add(row["cell"])
+            return None
+        return _Cell(v_R[None], (row["target"], _digest(t_NK)), None, None)
 
     def _detected(
         self, row: dict, t_NK: np.ndarray, in_N: np.ndarray, out: dict[str, np.ndarray]
@@ -150,6 +170,10 @@ class Predictions:
             "narrow and p too small where there are so few"
             for target, side in self.few.items()
         ]
+
+
+def _digest(t_NK: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(t_NK)).hexdigest()
 
 
 def _side(t_NK: np.ndarray, task: str, metric: str) -> float:

@@ -9,7 +9,7 @@ import torch
 from mlflow.utils.validation import _validate_metric_name
 from torch import nn
 
-from medssl import tracking
+from medssl import stats, tracking
 from medssl.corruptions import BY_DATASET, SEVERITIES
 from medssl.datasets import Images
 from medssl.evals import Features, finetune, linear_probe, robustness
@@ -67,8 +67,12 @@ def subject_of(splits, task="multi-class", target="medmnist/octmnist", encoder=N
     )
 
 
-def measured(subject, **settings) -> dict[str, float]:
+def everything(subject, **settings) -> dict[str, float | np.ndarray]:
     return dict(robustness.evaluate(subject, robustness.Config(**settings)))
+
+
+def measured(subject, **settings) -> dict[str, float]:
+    return {k: v for k, v in everything(subject, **settings).items() if isinstance(v, float)}
 
 
 def mirrored(share: float):
@@ -154,6 +158,39 @@ def test_labels_that_all_test_images_have_or_none_give_no_number(value):
     one = np.full_like(splits["test"].t_NK, value)
     splits["test"] = replace(splits["test"], t_NK=one)
     assert measured(subject_of(splits, "multi-label, binary-class"), corruptions="jpeg") == {}
+
+
+@pytest.mark.parametrize(
+    "task", ["multi-class", "binary-class", "ordinal-regression", "multi-label, binary-class"]
+)
+def test_what_is_kept_gives_every_error_back(monkeypatch, task):
+    """Of images of which a tenth cannot be right, and more are mirrored, other ones each time."""
+    splits = lit()
+    t_NK = splits["test"].t_NK.copy()
+    t_NK[:10] = 1 - t_NK[:10]
+    splits["test"] = replace(splits["test"], t_NK=t_NK)
+
+    def corrupt(x_BCHW, family, severity, index_B, seed=0):
+        chosen_B = (index_B * len(family) + severity) % 23 < 3 * severity
+        return torch.where(chosen_B[:, None, None, None], x_BCHW.flip(3), x_BCHW)
+
+    monkeypatch.setattr(robustness, "corrupt", corrupt)
+    found = everything(subject_of(splits, task), corruptions="jpeg+pixelate")
+    kept = {name: a for name, a in found.items() if isinstance(a, np.ndarray)}
+    assert {name: a.shape for name, a in kept.items()} == {
+        "decided": (100,),
+        "decided_jpeg": (100, 5),
+        "decided_pixelate": (100, 5),
+    }
+    assert {a.dtype for a in kept.values()} == {np.dtype(np.uint8)}
+    errors = {name: value for name, value in found.items() if "error" in name}
+    assert len(errors) == 1 + 3 * (1 + 2) + 2 * 5
+    assert len(set(errors.values())) > 15
+    itself = np.ones((100, 1), np.uint16)
+    for name, value in errors.items():
+        assert stats.error(*stats.of_error(name, kept), t_NK, task, itself) == pytest.approx(
+            [value], abs=1e-12
+        )
 
 
 def test_unchanged_images_have_the_features_of_the_others(tiny_encoder):
