@@ -1,6 +1,6 @@
 # Verbs. Each sets up what it needs: with only Python 3.11+ and git, `make demo` and `make test` work.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test check bench lock image clean
 
 export UV_PYTHON_PREFERENCE ?= only-system
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
@@ -26,6 +26,10 @@ bench: .venv/ready ## speed, as ratios measured in one run; JSON in tests/benchm
 lock: .uv/ready ## pin the newest versions in requirements.lock, without naming a host
 	$(UV) pip compile --quiet --upgrade --universal --group dev --extra server pyproject.toml \
 	  --no-emit-index-url --no-annotate --no-header --output-file requirements.lock
+
+image: ## medssl:VERSION, for deploy/; with its commit, since an image has no git
+	docker build --tag "medssl:$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)" \
+	  --build-arg COMMIT="$$(git describe --always --dirty=.dirty --exclude='*')" .
 
 clean: ## the environment, not the results
 	rm -rf .venv .uv

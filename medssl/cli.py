@@ -339,6 +339,14 @@ def ui(
         tracking.serve(address, port, f"MLflow on {kept.root}", typer.echo)
 
 
+@app.command()
+def doctor(store: StoreOption = STORE, data: DataOption = None) -> None:
+    """What this machine can do, and what it lacks: packages, GPUs, folders, MLflow's server."""
+    from medssl import doctor
+
+    raise typer.Exit(_told(doctor.examine(store, data)))
+
+
 @data_app.command("list")
 def data_list(data: DataOption = None) -> None:
     """Every dataset, and at which sizes its file is here."""
@@ -812,6 +820,19 @@ def _show_cost(plan, kept, price: float | None) -> None:
         _console().print(_plain(f"  {told}"), highlight=False, soft_wrap=True)
     elif price is not None:
         _console().print("  no price: this store has measured nothing like it yet", soft_wrap=True)
+
+
+def _told(findings) -> int:
+    """Prints each with its remedy; the exit code, which is 1 where one is missing."""
+    code = 0
+    for found in findings:
+        mark = {True: "ok", False: "missing", None: "?"}[found.ok]
+        colour = {True: "green", False: "red", None: "yellow"}[found.ok]
+        typer.echo(f"{typer.style(f'{mark:8}', fg=colour)}{found.what}")
+        if found.remedy and not found.ok:
+            typer.echo(f"{'':8}{found.remedy}")
+        code = 1 if found.ok is False else code
+    return code
 
 
 def _console(wide: bool = False):

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from medssl.cli import STORE, SweepFile, _console, _sentences, app
+from medssl.cli import STORE, SweepFile, _console, _sentences, _told, app
 
 cluster_app = typer.Typer(
     no_args_is_help=True, help="A sweep on Kubernetes: up, check, submit, status, logs, ui, ..."
@@ -56,15 +56,7 @@ def check(context: Context = None, namespace: Namespace = HERE) -> None:
     with _sentences():
         from medssl import cluster
 
-        bad = False
-        for found in cluster.Cluster(context, namespace).check():
-            mark = {True: "ok", False: "missing", None: "?"}[found.ok]
-            colour = {True: "green", False: "red", None: "yellow"}[found.ok]
-            typer.echo(f"{typer.style(f'{mark:8}', fg=colour)}{found.what}")
-            if found.remedy:
-                typer.echo(f"{'':8}{found.remedy}")
-            bad = bad or found.ok is False
-        raise typer.Exit(1 if bad else 0)
+        raise typer.Exit(_told(cluster.Cluster(context, namespace).check()))
 
 
 @cluster_app.command()

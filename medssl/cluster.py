@@ -24,9 +24,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from medssl import rayjob
+from medssl.doctor import Finding
 
 NAMESPACE, SHAPE, MANAGER = "medssl", "medssl", "medssl"
 RAY = "ray.io/v1"
@@ -69,14 +69,6 @@ REMEDIES = {  # of why a container waits
 }
 GPU = "nvidia.com/gpu"
 UNSAID = {"resourceVersion", "managedFields"}  # of an object, that are no content of it
-
-
-class Finding(NamedTuple):
-    """One thing that a sweep needs; `remedy` where it is missing."""
-
-    ok: bool | None  # None: it cannot be seen from here
-    what: str
-    remedy: str = ""
 
 
 @dataclass

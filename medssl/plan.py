@@ -246,8 +246,13 @@ def needed_weights(made: Sequence[EncoderSpec]) -> list[tuple[str, str]]:
 
 
 def code_version() -> str:
-    """medssl's version with the commit, "0.1.0+3f2a9c1.dirty"; else with a hash of its files."""
+    """medssl's version with the commit, "0.1.0+3f2a9c1.dirty"; else with a hash of its files.
+
+    An image has no git: its commit stands in the file COMMIT, which deploy/image/build writes.
+    """
     home = Path(medssl.__file__).parent
+    if (baked := home / "COMMIT").is_file():
+        return f"{medssl.__version__}+{baked.read_text().strip()}"
     content = b"".join(p.read_bytes() for p in sorted(home.rglob("*.py")))
     files = f"{medssl.__version__}+files.{hashlib.sha256(content).hexdigest()[:7]}"
     git = ["git", "-C", str(home), "describe", "--always", "--dirty=.dirty", "--exclude=*"]

@@ -1,6 +1,7 @@
 """A sweep handed to a Ray cluster that is there already: `ray job submit`, with its sentences."""
 
 import contextlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -42,25 +43,28 @@ def submit(
         (sent / "sweep" / sweep.name).write_text(text)
         command = ["python", "-m", "medssl", "run", f"sweep/{sweep.name}", *options]
         client.submit_job(
-            entrypoint=" ".join(command), submission_id=name, runtime_env={"working_dir": str(sent)}
+            entrypoint=shlex.join(command),
+            submission_id=name,
+            runtime_env={"working_dir": str(sent)},
         )
     return "submitted"
 
 
 @contextlib.contextmanager
 def _sentences(address: str):
+    from ray.exceptions import AuthenticationError
+
     try:
         yield
+    except AuthenticationError as no:  # "Authentication required: ...", or "failed: ..."
+        raise ValueError(
+            f"{address} wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a "
+            f"file that holds it ({str(no).partition(chr(10))[0]})"
+        ) from None
     except ConnectionError as no:
         raise ValueError(
             f"no Ray answers at {address} ({str(no).partition(chr(10))[0]}): name the dashboard of "
             f"its head as http://HOST:8265, which `kubectl port-forward` brings here"
         ) from None
     except RuntimeError as no:
-        told = str(no).partition("\n")[0]
-        if "401" in told or "uthenticat" in str(no):
-            raise ValueError(
-                f"{address} wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a "
-                f"file that holds it ({told})"
-            ) from None
-        raise ValueError(f"{address} refused the job: {told}") from None
+        raise ValueError(f"{address} refused the job: {str(no).partition(chr(10))[0]}") from None

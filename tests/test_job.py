@@ -1,12 +1,17 @@
-"""`ray job submit ... python SWEEP` on a real cluster of one node, with token auth on."""
+"""`ray job submit ... python SWEEP` and `medssl submit SWEEP` on a real cluster of one node, which
+wants its token."""
 
+import contextlib
+import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -46,7 +51,7 @@ def pids_of(folder: Path) -> list[int]:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster():
     """A head with two cores on loopback: its job address and the environment of its clients."""
     folder = Path(f"/tmp/medssl-ray-{os.getpid()}")  # short: sockets have 107 characters
@@ -58,6 +63,7 @@ def cluster():
     board, client, agent = gcs + 7, gcs + 14, gcs + 21
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     env |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+    env |= {"PATH": f"{RAY.parent}:{os.environ['PATH']}"}  # as in the image
     command = [RAY, "start", "--head", "--num-cpus=2", f"--port={gcs}"]
     command += ["--node-ip-address=127.0.0.2", "--dashboard-host=127.0.0.1"]
     command += [f"--dashboard-port={board}", f"--ray-client-server-port={client}"]
@@ -112,3 +118,88 @@ def test_without_the_token_nothing_is_accepted(cluster):
     code, out = submit(address, env, sys.executable, "-c", "print('in')")
     assert code != 0
     assert "Invalid authentication token" in out  # and not whatever else may fail
+
+
+def medssl(address: str, env: dict, runs: Runs, *more: str) -> tuple[int, str]:
+    """What `medssl submit` says of a sweep."""
+    command = [sys.executable, "-m", "medssl", "submit", runs.file, "--address", address]
+    command += ["--store", runs.store.root, *more]
+    done = subprocess.run(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return done.returncode, " ".join(done.stdout.split())
+
+
+def jobs(address: str, env: dict, sweep: str) -> dict[str, str]:
+    """Of a sweep, as the cluster has them: id -> status."""
+    token = Path(env["RAY_AUTH_TOKEN_PATH"]).read_text()
+    asked = urllib.request.Request(f"{address}/api/jobs/")
+    asked.add_header("Authorization", f"Bearer {token}")
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        found = {job["submission_id"]: job["status"] for job in json.load(answer)}
+    return {id: status for id, status in found.items() if id and id.startswith(f"{sweep}-")}
+
+
+def until_ended(address: str, env: dict, sweep: str) -> dict[str, str]:
+    until = time.monotonic() + 600
+    while {"PENDING", "RUNNING"} & set((found := jobs(address, env, sweep)).values()):
+        assert time.monotonic() < until, found
+        time.sleep(1)
+    return found
+
+
+def test_medssl_submit_runs_a_sweep_once_however_often_it_is_said(cluster, tmp_path):
+    address, env = cluster
+    runs = Runs(tmp_path / "a folder", "name='once', method='none', seed=0")
+    code, out = medssl(address, env, runs)
+    assert code == 0, out
+    job = re.search(r"job (once-[0-9a-f]{8}): submitted", out)[1]
+    assert f"ray job logs --address {address} --follow {job}" in out
+    code, out = medssl(address, env, runs)
+    assert code == 0, out
+    assert re.search(rf"job {job}: is (pending|running) already; nothing was submitted", out), out
+
+    assert until_ended(address, env, "once") == {job: "SUCCEEDED"}
+    assert results.missing(runs.cells, runs.store) == []
+
+    code, out = medssl(address, env, runs)  # one that has ended may be wanted again
+    assert (code, f"job {job}: submitted" in out) == (0, True), out
+    assert until_ended(address, env, "once") == {job: "SUCCEEDED"}
+    follow = [RAY, "job", "logs", "--address", address, job]
+    told = subprocess.run(follow, env=env, capture_output=True, text=True, check=True).stdout
+    assert "2 done, 0 missing" in told
+
+    secret, places = Path(env["RAY_AUTH_TOKEN_PATH"]).read_bytes(), [told.encode()]
+    for folder in (Path(env["RAY_AUTH_TOKEN_PATH"]).parent / "head", tmp_path):
+        for name in folder.rglob("*"):
+            if name.is_file() and not name.is_symlink():
+                places.append(name.read_bytes())
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            places.append(entry.read_bytes())
+    assert len(places) > 100
+    assert not any(secret in place for place in places)
+
+
+@pytest.mark.parametrize("given", ["none", "wrong"])
+def test_medssl_submit_says_that_the_token_is_missing_or_wrong(cluster, tmp_path, given):
+    address, env = cluster
+    env = {key: value for key, value in env.items() if not key.startswith("RAY_AUTH")}
+    env["HOME"] = str(tmp_path)  # a token may be in the user's own
+    if given == "wrong":
+        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    runs = Runs(tmp_path, f"name='{given}', seed=0")
+    code, out = medssl(address, env, runs)
+    assert code == 2, out
+    assert f"{address} wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in out
+    assert "Traceback" not in out
+    assert "0123456789abcdef" not in out
+    assert jobs(*cluster, given) == {}
+
+
+def test_medssl_submit_says_where_no_ray_answers(cluster, tmp_path):
+    _, env = cluster
+    address = f"http://127.0.0.1:{free_port()}"
+    code, out = medssl(address, env, Runs(tmp_path, "name='away', seed=0"))
+    assert code == 2, out
+    assert f"no Ray answers at {address}" in out

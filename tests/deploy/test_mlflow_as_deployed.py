@@ -1,5 +1,6 @@
 """MLflow as it is deployed: its command, its environment and its users, from the manifests alone,
-on a real PostgreSQL. Only addresses are other ones."""
+on a real PostgreSQL. Only addresses are other ones. A sweep logs through it as its user, and loses
+nothing when it is killed meanwhile."""
 
 import base64
 import contextlib
@@ -13,8 +14,13 @@ import urllib.error
 import urllib.request
 
 import api
+import psycopg2
 import pytest
 import served
+from mlflow import MlflowClient
+from runs import Runs, ended
+
+from medssl import results
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,7 +33,8 @@ PASSWORDS = {"PGPASSWORD": "0" * 32, "ADMIN_PASSWORD": "1" * 32, "SWEEP_PASSWORD
 class Tracking:
     """The pod medssl-mlflow, as processes of this machine."""
 
-    def __init__(self, folder, database: str):
+    def __init__(self, folder, database: str, secrets: dict[str, str] | None = None):
+        self.secrets = secrets or PASSWORDS
         objects = api.rendered("targets/kind")
         (deployed,) = (e for e in objects if e["kind"] == "Deployment")
         (told,) = (
@@ -51,7 +58,7 @@ class Tracking:
         """What the container is given, and nothing of ours but the way to Python."""
         found = {"PATH": os.environ["PATH"], "HOME": str(self.folder)}
         for each in container["env"]:
-            secret = PASSWORDS.get(each["name"], "3" * 32)
+            secret = self.secrets.get(each["name"], "3" * 32)
             found[each["name"]] = self.here(each["value"]) if "value" in each else secret
         return found
 
@@ -64,10 +71,11 @@ class Tracking:
 
     @contextlib.contextmanager
     def serving(self):
+        """Until it is killed, as a node whose power fails."""
         words = [*self.server["command"][1:], *self.server["args"]]
         words = [w.replace("0.0.0.0", "127.0.0.1").replace("5000", str(self.port)) for w in words]
         env = self.environment(self.server)
-        with open(self.folder / "log", "wb") as log:
+        with open(self.folder / "log", "ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "mlflow", *words],
                 **{"env": env, "cwd": self.folder, "stdout": log, "stderr": log},
@@ -165,3 +173,92 @@ def test_a_changed_secret_is_a_changed_password(tracking):
     assert said == ["admin: is there", "medssl: has a new password"]
     assert tracking.ask(LIST, "medssl", "5" * 32) == 200
     assert tracking.make_users().splitlines() == ["admin: is there", "medssl: has a new password"]
+
+
+EPOCHS = 8
+CHANGES = f"name='deployed', method=SIMCLR, epochs={EPOCHS}, seed=[0, 1], label_fraction=1.0"
+
+
+def as_user(monkeypatch, tracking, user: str, password: str) -> MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+    return MlflowClient(tracking_uri=f"http://127.0.0.1:{tracking.port}")
+
+
+def encoders(client: MlflowClient) -> list:
+    """Their runs, as far as this user sees them."""
+    if not (experiment := client.get_experiment_by_name("deployed")):
+        return []
+    found = client.search_runs([experiment.experiment_id])
+    return [run for run in found if "medssl.encoder" in run.data.tags]
+
+
+@pytest.fixture
+def database():
+    with served.postgres() as address:
+        yield address
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_sweep_logs_through_it_and_loses_nothing_when_it_is_killed(
+    database, tmp_path, monkeypatch
+):
+    folder = tmp_path / "mlflow"
+    folder.mkdir()
+    names = (*PASSWORDS, "MLFLOW_FLASK_SERVER_SECRET_KEY")
+    tracking = Tracking(folder, database, {name: os.urandom(16).hex() for name in names})
+    tracking.make_users()
+    env = {
+        "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{tracking.port}",
+        "MLFLOW_TRACKING_USERNAME": "medssl",
+        "MLFLOW_TRACKING_PASSWORD": tracking.secrets["SWEEP_PASSWORD"],
+    }
+    runs = Runs(tmp_path / "sweep", CHANGES, env)
+    with tracking.serving():
+        driver = runs.start()
+        client = as_user(monkeypatch, tracking, "medssl", tracking.secrets["SWEEP_PASSWORD"])
+        until = time.monotonic() + 300
+        while not any("loss" in run.data.metrics for run in encoders(client)):
+            assert driver.poll() is None, driver.stdout.read()
+            assert time.monotonic() < until
+            time.sleep(0.5)
+    time.sleep(6)  # away for longer than the mirror's pace
+    assert driver.poll() is None, "the sweep was over before its server was killed"
+    try:
+        with tracking.serving():
+            code, out = ended(driver)
+            assert code == 0, out
+            assert results.missing(runs.cells, runs.store) == []
+
+            found = encoders(client)
+            assert len(found) == 2
+            for run in found:
+                assert run.info.status == "FINISHED"
+                steps = [point.step for point in client.get_metric_history(run.info.run_id, "loss")]
+                assert sorted(steps) == sorted(set(steps))
+                assert len(steps) == EPOCHS
+                assert any("knn" in name for name in run.data.metrics)
+            assert any((folder / "artifacts").rglob("*.png"))  # by way of the server
+
+            for name in client.search_experiments():
+                assert name.name in ("deployed", "Default")
+            admin = as_user(monkeypatch, tracking, "admin", tracking.secrets["ADMIN_PASSWORD"])
+            assert len(encoders(admin)) == 2
+    finally:
+        if driver.poll() is None:
+            driver.send_signal(signal.SIGKILL)
+
+    places = {"what the driver said": out, "log": (folder / "log").read_text()}
+    with psycopg2.connect(database.replace("+psycopg2", "")) as to, to.cursor() as asked:
+        asked.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        for (table,) in asked.fetchall():
+            asked.execute(f'SELECT t::text FROM "{table}" t')
+            places[f"table {table}"] = "\n".join(row for (row,) in asked.fetchall())
+    to.close()
+    assert "deployed" in places["table experiments"]
+    for file in (tmp_path / "sweep").rglob("*"):
+        if file.is_file():
+            places[str(file)] = file.read_bytes().decode(errors="replace")
+    secrets = tracking.secrets.values()
+    assert {place for place, text in places.items() for word in secrets if word in text} == set()
