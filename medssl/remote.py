@@ -1,6 +1,7 @@
 """A sweep handed to a Ray cluster that is there already: `ray job submit`, with its sentences."""
 
 import contextlib
+import re
 import shlex
 import shutil
 import tempfile
@@ -56,10 +57,11 @@ def _sentences(address: str):
 
     try:
         yield
-    except AuthenticationError as no:  # "Authentication required: ...", or "failed: ..."
+    except AuthenticationError as no:  # of which we say the first sentence, and Ray a dozen
+        told = re.split(r"\.* Ensure that|\n", str(no))[0]
         raise ValueError(
             f"{address} wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a "
-            f"file that holds it ({str(no).partition(chr(10))[0]})"
+            f"file that holds it ({told})"
         ) from None
     except ConnectionError as no:
         raise ValueError(

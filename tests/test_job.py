@@ -181,18 +181,21 @@ def test_medssl_submit_runs_a_sweep_once_however_often_it_is_said(cluster, tmp_p
     assert not any(secret in place for place in places)
 
 
-@pytest.mark.parametrize("given", ["none", "wrong"])
+@pytest.mark.parametrize("given", ["none", "absent", "wrong"])
 def test_medssl_submit_says_that_the_token_is_missing_or_wrong(cluster, tmp_path, given):
     address, env = cluster
     env = {key: value for key, value in env.items() if not key.startswith("RAY_AUTH")}
     env["HOME"] = str(tmp_path)  # a token may be in the user's own
     if given == "wrong":
         env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+    if given == "absent":
+        env |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "none")}
     runs = Runs(tmp_path, f"name='{given}', seed=0")
     code, out = medssl(address, env, runs)
     assert code == 2, out
     assert f"{address} wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH" in out
     assert "Traceback" not in out
+    assert len(out) < 400
     assert "0123456789abcdef" not in out
     assert jobs(*cluster, given) == {}
 
