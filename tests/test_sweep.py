@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pickle
 import re
 import signal
 import socket
@@ -38,6 +39,7 @@ def test_it_ends_with_the_table_the_store_and_the_way_to_the_curves(undisturbed)
     runs, out = undisturbed
     assert results.missing(runs.cells, runs.store) == []
     assert "phantom/lesions" in out
+    assert re.search(r"[1-9]\d* (seconds|minutes) in trials", out)
     assert re.search(r"simclr .*\d\.\d{3} ± \d\.\d{3}", out)
     assert str(runs.store.root) in out
     assert "medssl ui --store" in out
@@ -266,6 +268,19 @@ def test_trials_are_given_while_their_shares_of_gpus_fit(nodes):
     assert engine._slots([{"CPU": 8.0, "GPU": 1.0}], 1, 0.2) == 5
 
 
+def test_a_trial_is_charged_from_when_it_has_a_slot():
+    clock = [0.0]
+    queue = Queue({"a": Weight(1, 1, True)}, {}, now=lambda: clock[0])
+    starts = engine._starts(queue)
+    assert queue.next() == "a"
+    clock[0] = 100
+    starts.on_trial_start(0, [], SimpleNamespace(config={"encoder": "a", "gpu": 0.0}))
+    clock[0] = 103
+    queue.ended("a", ok=True)
+    assert queue.spent_s == 3
+    assert type(pickle.loads(pickle.dumps(starts))).__name__ == "Callback"
+
+
 @pytest.mark.parametrize("failures", [2, 3])
 def test_ray_is_started_again_where_the_machine_was_too_busy(monkeypatch, failures):
     import ray
@@ -372,6 +387,7 @@ def begun(tmp_path, monkeypatch):
             found = {}
             while (id := queue.next()) is not queue.END:
                 given.append(id)
+                queue.started(id)
                 failed = ends(id, trials.work[id], store)
                 found[id] = SimpleNamespace(error=None, metrics={"failed": failed})
                 queue.ended(id, ok=not failed)
