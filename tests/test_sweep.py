@@ -268,6 +268,33 @@ def test_trials_are_given_while_their_shares_of_gpus_fit(nodes):
     assert engine._slots([{"CPU": 8.0, "GPU": 1.0}], 1, 0.2) == 5
 
 
+def suggested(gpus: dict[str, float]) -> list[str | None]:
+    queue = Queue({id: Weight(share, 1, True) for id, share in gpus.items()}, {})
+    search = engine._searcher(queue, gpus, engine._room(Resources(), gpus.values(), print), ())
+    return [(search.suggest(id) or {}).get("encoder") for id in gpus]
+
+
+def test_shares_of_gpus_add_up_to_a_whole_one(nodes):
+    nodes += [node(CPU=8.0, GPU=1.0)]
+    assert suggested({"a": 0.7, "b": 0.2, "c": 0.1}) == ["a", "b", "c"]
+
+
+def test_one_trial_waits_for_a_gpu_where_all_nodes_are_gone(nodes):
+    nodes += [node(CPU=8.0, GPU=1.0)]
+    gpus = {"a": 1.0, "b": 1.0}
+    room = engine._room(Resources(), gpus.values(), print)
+    nodes.clear()
+    search = engine._searcher(Queue({id: Weight(1, 1, True) for id in gpus}, {}), gpus, room, ())
+    assert [search.suggest("1"), search.suggest("2")] == [{"encoder": "a", "gpu": 1.0}, None]
+
+
+def test_where_gpus_are_to_come_a_trial_takes_one(begun, monkeypatch):
+    monkeypatch.setenv("MEDSSL_NODES", json.dumps([{"CPU": 8, "GPU": 1.0, "most": 1}]))
+    said = []
+    begun(made, say=said.append)
+    assert any("a trial takes 1 and 1; at most 1 at a time" in line for line in said)
+
+
 def test_a_trial_is_charged_from_when_it_has_a_slot():
     clock = [0.0]
     queue = Queue({"a": Weight(1, 1, True)}, {}, now=lambda: clock[0])
@@ -395,7 +422,8 @@ def begun(tmp_path, monkeypatch):
 
         monkeypatch.setattr(engine, "_fit", fit)
         missing = results.missing(CHILDREN, store)
-        lost = engine.run(missing, store, None, "test", Resources(), lambda _: None, **more)
+        more = {"say": lambda _: None} | more
+        lost = engine.run(missing, store, None, "test", Resources(), **more)
         return given, lost
 
     return run
@@ -510,6 +538,9 @@ def test_a_trial_that_fits_nowhere_is_refused(nodes):
         engine._room(Resources(cpu=1), [0.5, 1], lambda _: None)
     with pytest.raises(ValueError, match="no node of Ray has them"):
         engine._room(Resources(cpu=8), [0], lambda _: None)
+    nodes += [node(CPU=4.0, GPU=1.0)]
+    with pytest.raises(ValueError, match="takes 1 cores and 2 GPUs"):
+        engine._room(Resources(cpu=1), [0.5, 2], lambda _: None)
 
 
 def test_room_grows_and_shrinks_with_the_nodes(nodes):
