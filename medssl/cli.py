@@ -815,8 +815,9 @@ def _show_cost(plan, kept, price: float | None) -> None:
     def share(spec) -> float:
         return resources.share(spec, any_gpu="(CPU)" not in costs.device)
 
-    gpu = any(share(cell.encoder) for cell in cells)
-    if told := cost.estimate(cells, to_make, costs, lambda of: share(of) or 1.0).told(gpu, price):
+    gpu = any(share(cell.encoder) for cell in cells)  # else slots are counted, as a budget does
+    shares = {"share": share} if gpu else {}
+    if told := cost.estimate(cells, to_make, costs, **shares).told(gpu, price):
         _console().print(_plain(f"  {told}"), highlight=False, soft_wrap=True)
     elif price is not None:
         _console().print("  no price: this store has measured nothing like it yet", soft_wrap=True)

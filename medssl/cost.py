@@ -181,7 +181,7 @@ class Queue:
             return weights[id].order_s + max(after, default=0.0)
 
         self.left = sorted(weights, key=chain, reverse=True)
-        self._began: dict[str, float] = {}
+        self._began: dict[str, float] = {}  # when; INF until it has a slot
         self._unmade = set(weights)  # those that failed stay in it
         self.spent_s = 0.0
         self._compared: list[tuple[float, float]] = []  # seconds it took, and that were expected
@@ -202,12 +202,16 @@ class Queue:
                 if not fits(id):
                     return None
                 del self.left[place]
-                self._began[id] = now
+                self._began[id] = INF
                 return id
         return None if self._began and self.left else self.END
 
+    def started(self, id: str) -> None:
+        """It has a slot, for which it may have waited as long as a node takes to come."""
+        self._began[id] = min(self._began[id], self._now())
+
     def ended(self, id: str, ok: bool) -> None:
-        took_s = self._shares[id] * (self._now() - self._began.pop(id))
+        took_s = self._shares[id] * max(0.0, self._now() - self._began.pop(id))
         self.spent_s += took_s
         if ok:
             self._unmade.remove(id)

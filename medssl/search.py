@@ -203,6 +203,11 @@ class Searches:
         until = time.monotonic() + self._lag_s
         while not ready(found := self.standing(spec)):
             if time.monotonic() >= until:
+                if torn := sorted(self.broken):  # waiting mends it no more
+                    raise ValueError(
+                        f"{', '.join(torn)} of a point of the search for it cannot be read: run "
+                        f"the sweep again, which sets it aside and measures it anew"
+                    )
                 raise OSError(
                     f"{len(self.missing(spec))} points of the search for it are not measured, or "
                     f"this node does not see them yet: run the sweep again"

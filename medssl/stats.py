@@ -176,8 +176,8 @@ def error(
 
     A recall counts images, so the mean error under many corruptions is the error of how often each
     image is given each label: one product, however many there are. A ratio is of the resample's own
-    clean error. Where that is 0 it counts as half of the least that an image could make it: without
-    such resamples the interval would be cut short at its upper end.
+    clean error. Where that is 0 it counts as 1 / (2 N K), no more than an image could make it:
+    without such resamples the interval would be cut short at its upper end.
     """
     t, many = np.asarray(t_NK) > 0.5, task.startswith("multi-label")
 

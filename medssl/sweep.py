@@ -239,6 +239,7 @@ def _fit(
             name=scratch.name,
             storage_path=str(scratch.parent),
             failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
+            callbacks=[_starts(queue)],
             verbose=0,
         ),
     )
@@ -288,6 +289,20 @@ def _searcher(
             return Searcher, ()  # Tune keeps itself, to be restored: nothing of ours is in it
 
     return Next()
+
+
+def _starts(queue: Queue):
+    """What Tune tells when a trial has a slot: one that waits for a node costs nothing yet."""
+    from ray.tune import Callback
+
+    class Starts(Callback):
+        def on_trial_start(self, iteration, trials, trial, **_):
+            queue.started(_name(trial))
+
+        def __reduce__(self):
+            return Callback, ()  # as of the searcher
+
+    return Starts()
 
 
 def _cells(work: Work) -> list[Cell]:
@@ -538,7 +553,9 @@ def _room(
 
     def here() -> list[dict[str, float]]:
         nodes, more = [node["Resources"] for node in ray.nodes() if node["Alive"]], _to_come()
-        return max(nodes, more, key=lambda all: _slots(all, resources.cpu, min(gpus)))
+        return max(
+            nodes, more, key=lambda all: [_slots(all, resources.cpu, of(gpus)) for of in (max, min)]
+        )
 
     def look() -> Room:
         nodes = here()
@@ -571,7 +588,7 @@ def _to_come() -> list[dict[str, float]]:
     could add, but who made the cluster knows (rayjob.py)."""
     return [
         {"CPU": group["CPU"], "GPU": group["GPU"]}
-        for group in json.loads(os.environ.get("MEDSSL_NODES", "[]"))
+        for group in json.loads(os.environ.get("MEDSSL_NODES") or "[]")
         for _ in range(group["most"])
     ]
 

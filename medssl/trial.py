@@ -264,7 +264,7 @@ def encoder_of(spec: EncoderSpec, store: Store, here: Here, progress: Progress) 
             store.write(name, content, exclusive=True)
         if not (found := _intact(store, name, read, progress)):
             raise OSError(f"{store.root}/{name} was written and cannot be read: look at the disk")
-        store.delete(f"checkpoints/{asked.id}.pt")
+        store.delete(_unfinished(spec, asked))
     state, about, sha256 = found
     encoder = backbones.build(spec.backbone, spec.image_size)
     try:
@@ -293,7 +293,7 @@ def _pretrained(
         chosen = {axis: getattr(asked, axis) for axis in SEARCHED}
         found = {"search": search.told(search.Searches(store).standing(spec))}
         progress.say(f"{spec.search}: " + ", ".join(f"{k} {v:g}" for k, v in chosen.items()))
-    file, labelled = f"checkpoints/{asked.id}.pt", spec.method == SUPERVISED
+    file, labelled = _unfinished(spec, asked), spec.method == SUPERVISED
     checkpoint = _checkpoint(file, store, here, progress)
     images = datasets.load(spec.dataset, "train", spec.image_size, here.data)
     there = len(images)
@@ -360,6 +360,12 @@ def _pretrained(
     }
     header = {"medssl": json.dumps(about | own)}
     return safetensors.torch.save(state, header)
+
+
+def _unfinished(spec: EncoderSpec, asked: EncoderSpec) -> str:
+    """The checkpoint of an encoder, with what was chosen for it: two searches may choose the same
+    at the same time, and neither may delete or put back what the other has."""
+    return f"checkpoints/{spec.id}{f'-{asked.id}' * (asked is not spec)}.pt"
 
 
 def _checkpoint(name: str, store: Store, here: Here, progress: Progress) -> Checkpoint:

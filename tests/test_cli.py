@@ -271,6 +271,11 @@ def test_what_a_budget_left_is_no_failure(sweep, tmp_path, monkeypatch):
         ("AMD EPYC (CPU)", "None", "about 30 minutes of AMD EPYC (CPU)"),
         ("NVIDIA H200", "None", "about 30 GPU-minutes of NVIDIA H200"),
         ("NVIDIA H200", "lambda encoder: 0.5", "about 15 GPU-minutes of NVIDIA H200"),
+        (
+            "NVIDIA H200",
+            "lambda encoder: 0.5 if encoder.method == 'simclr' else 0",
+            "about 13 GPU-minutes of NVIDIA H200",
+        ),
     ],
 )
 def test_a_plan_counts_the_share_of_a_gpu_that_is_asked_for(tmp_path, device, gpu, told):

@@ -176,11 +176,17 @@ def test_what_waits_is_begun_when_its_parent_has_ended_well():
     assert failed.left == ["child"]
 
 
+def begin(queue: cost.Queue) -> str:
+    id = queue.next()
+    queue.started(id)
+    return id
+
+
 def test_a_budget_passes_over_what_would_exceed_it():
     clock = [0.0]
     seconds = weights(["unknown"], long=100, middle=60, short=30, unknown=1)
     queue = cost.Queue(seconds, {}, budget_s=95, now=lambda: clock[0])
-    assert [queue.next(), queue.next(), queue.next()] == ["middle", "short", "unknown"]
+    assert [begin(queue) for _ in range(3)] == ["middle", "short", "unknown"]
     assert queue.next() is None  # they may be done sooner than is expected
     clock[0] = 10
     queue.ended("middle", ok=True)
@@ -198,12 +204,12 @@ def test_a_budget_passes_over_what_would_exceed_it():
 def test_a_quarter_of_a_gpu_takes_a_quarter_of_a_budget():
     clock, shares = [0.0], {"long": 0.25, "middle": 0.5}
     queue = cost.Queue(weights(long=100, middle=60), {}, 54, lambda: clock[0], shares)
-    assert queue.next() == "long"  # 25 of 54
+    assert begin(queue) == "long"  # 25 of 54
     assert queue.next() is None  # 30 of the 29 that are left
     clock[0] = 80
     queue.ended("long", ok=True)
     assert queue.spent_s == 20
-    assert queue.next() == "middle"
+    assert begin(queue) == "middle"
     clock[0] = 200
     queue.ended("middle", ok=True)
     told = "80 GPU-seconds in trials; 2 of them took 80 GPU-seconds, where 55 GPU-seconds were "
@@ -221,11 +227,26 @@ def test_nothing_overtakes_what_does_not_fit_yet():
 def test_none_is_begun_once_a_budget_is_spent():
     clock = [0.0]
     queue = cost.Queue(weights("ab", a=1, b=1), {}, budget_s=5, now=lambda: clock[0])
-    first = queue.next()
+    first = begin(queue)
     clock[0] = 6
     assert queue.next() is None
     queue.ended(first, ok=True)
     assert queue.next() is queue.END
+
+
+def test_what_waits_for_a_node_costs_nothing_yet():
+    clock = [0.0]
+    queue = cost.Queue(weights("c", a=5, b=5, c=1), {}, budget_s=12, now=lambda: clock[0])
+    assert [queue.next(), queue.next()] == ["a", "b"]
+    clock[0] = 600
+    assert queue.next() == "c"  # 10 of 12 are still expected of the others, and no more
+    queue.started("a")
+    clock[0] = 604
+    queue.started("a")  # again, on another node: what it took before counts
+    clock[0] = 606
+    queue.ended("a", ok=True)
+    queue.ended("b", ok=False)  # never had a slot
+    assert queue.spent_s == 6
 
 
 def test_what_is_known_of_a_trial_counts_though_not_all_of_it_is():

@@ -45,7 +45,7 @@ def test_whatever_is_killed_or_spoilt_it_ends_as_if_undisturbed(tmp_path):
     ended(process, at_once=True)
     code, out = runs.run()
     assert code == 0, out
-    assert sum(done.values()) >= FAULTS - 1, done
+    assert sum(done.values()) >= FAULTS - max(1, FAULTS // 9), done  # 25 of 28
     assert runs.values() == calm.values()
     assert results.missing(runs.cells, runs.store) == []
     print(f"disturbed: {done}")
@@ -68,10 +68,12 @@ def _disturbed(kind: str, runs: Runs, process, working: list[dict], dice) -> boo
         "worker": [said["pid"] for said in working[:1]],
         "node": _below(process.pid, "raylet/raylet"),
     }[kind]
+    alive, hit = process.poll() is None, False
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):  # it had just ended
             os.kill(pid, signal.SIGKILL)
-    return (bool(pids) and process.poll() is None) or kind == "driver"
+            hit = True
+    return alive and hit
 
 
 def _below(parent: int, name: str) -> list[int]:

@@ -275,6 +275,7 @@ def test_scores_that_are_not_numbers_detect_nothing():
     ("task", "labels", "dtype"),
     [
         ("multi-class", 11, np.uint8),
+        ("multi-class", 256, np.uint8),
         ("ordinal-regression", 5, np.uint8),
         ("binary-class", 2, np.uint8),
         ("multi-label, binary-class", 8, np.uint8),

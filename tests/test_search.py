@@ -14,7 +14,7 @@ import torch
 from runs import Runs
 from typer.testing import CliRunner
 
-from medssl import Search, Sweep, _layouts, cost, plan, results, search, status, watch
+from medssl import Search, Sweep, _layouts, cost, plan, results, search, status, trial, watch
 from medssl import sweep as engine
 from medssl.cli import app
 from medssl.report import tables
@@ -286,6 +286,18 @@ def test_searches_that_share_their_first_points_share_the_next_ones(tmp_path):
     for later in searches.later(two):
         assert first <= trials.waits[later.id]  # their rows are there by then
     assert len(trials.work) == 2 + 12 + 2 * 6
+
+
+def test_searches_that_choose_the_same_share_no_checkpoint():
+    one, two = (replace(spec(), search=how) for how in (Search(), HALVING))
+    names = {
+        trial._unfinished(of, search.resolved(of, point))
+        for of in (one, two)
+        for point in ((0.03, 0.001), (0.3, 0.001))
+    }
+    assert len(names) == 4
+    plain = search.resolved(one, (0.03, 0.001))
+    assert trial._unfinished(plain, plain) == f"checkpoints/{plain.id}.pt"
 
 
 def test_parts_of_a_sweep_share_no_search_and_no_supervised_init():

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pickle
 import re
 import signal
 import socket
@@ -38,6 +39,7 @@ def test_it_ends_with_the_table_the_store_and_the_way_to_the_curves(undisturbed)
     runs, out = undisturbed
     assert results.missing(runs.cells, runs.store) == []
     assert "phantom/lesions" in out
+    assert re.search(r"[1-9]\d* (seconds|minutes) in trials", out)
     assert re.search(r"simclr .*\d\.\d{3} ± \d\.\d{3}", out)
     assert str(runs.store.root) in out
     assert "medssl ui --store" in out
@@ -266,6 +268,43 @@ def test_trials_are_given_while_their_shares_of_gpus_fit(nodes):
     assert engine._slots([{"CPU": 8.0, "GPU": 1.0}], 1, 0.2) == 5
 
 
+def test_shares_of_gpus_add_up_to_a_whole_one(nodes):
+    nodes += [node(CPU=8.0, GPU=1.0)]
+    gpus = {"a": 0.05, "b": 0.5, "c": 0.45}  # 1 - (0.05 + 0.5) < 0.45
+    queue = Queue({id: Weight(1, 1, True) for id in gpus}, {})
+    search = engine._searcher(queue, gpus, engine._room(Resources(), gpus.values(), print), ())
+    assert [search.suggest(id)["encoder"] for id in gpus] == ["a", "b", "c"]
+
+
+def test_one_trial_waits_for_a_gpu_where_all_nodes_are_gone(nodes):
+    nodes += [node(CPU=8.0, GPU=1.0)]
+    gpus = {"a": 1.0, "b": 1.0}
+    room = engine._room(Resources(), gpus.values(), print)
+    nodes.clear()
+    search = engine._searcher(Queue({id: Weight(1, 1, True) for id in gpus}, {}), gpus, room, ())
+    assert [search.suggest("1"), search.suggest("2")] == [{"encoder": "a", "gpu": 1.0}, None]
+
+
+def test_where_gpus_are_to_come_a_trial_takes_one(begun, monkeypatch):
+    monkeypatch.setenv("MEDSSL_NODES", json.dumps([{"CPU": 8, "GPU": 1.0, "most": 1}]))
+    said = []
+    begun(made, say=said.append)
+    assert any("a trial takes 1 and 1; at most 1 at a time" in line for line in said)
+
+
+def test_a_trial_is_charged_from_when_it_has_a_slot():
+    clock = [0.0]
+    queue = Queue({"a": Weight(1, 1, True)}, {}, now=lambda: clock[0])
+    starts = engine._starts(queue)
+    assert queue.next() == "a"
+    clock[0] = 100
+    starts.on_trial_start(0, [], SimpleNamespace(config={"encoder": "a", "gpu": 0.0}))
+    clock[0] = 103
+    queue.ended("a", ok=True)
+    assert queue.spent_s == 3
+    assert type(pickle.loads(pickle.dumps(starts))).__name__ == "Callback"
+
+
 @pytest.mark.parametrize("failures", [2, 3])
 def test_ray_is_started_again_where_the_machine_was_too_busy(monkeypatch, failures):
     import ray
@@ -372,6 +411,7 @@ def begun(tmp_path, monkeypatch):
             found = {}
             while (id := queue.next()) is not queue.END:
                 given.append(id)
+                queue.started(id)
                 failed = ends(id, trials.work[id], store)
                 found[id] = SimpleNamespace(error=None, metrics={"failed": failed})
                 queue.ended(id, ok=not failed)
@@ -379,7 +419,8 @@ def begun(tmp_path, monkeypatch):
 
         monkeypatch.setattr(engine, "_fit", fit)
         missing = results.missing(CHILDREN, store)
-        lost = engine.run(missing, store, None, "test", Resources(), lambda _: None, **more)
+        more = {"say": lambda _: None} | more
+        lost = engine.run(missing, store, None, "test", Resources(), **more)
         return given, lost
 
     return run
@@ -494,6 +535,9 @@ def test_a_trial_that_fits_nowhere_is_refused(nodes):
         engine._room(Resources(cpu=1), [0.5, 1], lambda _: None)
     with pytest.raises(ValueError, match="no node of Ray has them"):
         engine._room(Resources(cpu=8), [0], lambda _: None)
+    nodes += [node(CPU=4.0, GPU=1.0)]
+    with pytest.raises(ValueError, match="takes 1 cores and 2 GPUs"):
+        engine._room(Resources(cpu=1), [0.5, 2], lambda _: None)
 
 
 def test_room_grows_and_shrinks_with_the_nodes(nodes):
@@ -521,9 +565,15 @@ def test_nodes_that_may_be_added_count_as_if_they_were_there(nodes, monkeypatch)
     assert engine._room(Resources(cpu=4), [0.5, 1], print)() == engine.Room(8, 4)
     nodes += [node(CPU=8.0, GPU=8.0), node(CPU=32.0, GPU=8.0)]  # more than was promised
     assert engine._room(Resources(cpu=4), [1], print)() == engine.Room(10, 16)
+    assert engine._room(Resources(cpu=1), [0, 1], print)().gpus == 16
     nodes.pop()
     with pytest.raises(ValueError, match="takes 9 cores and 1 GPUs"):
         engine._room(Resources(cpu=9), [1], print)
+    nodes[:] = [node(CPU=64.0, GPU=1.0)]  # more trials, but none of the largest
+    monkeypatch.setenv("MEDSSL_NODES", json.dumps([{"CPU": 16, "GPU": 4, "most": 1}]))
+    assert engine._room(Resources(cpu=1), [0, 4], print)().gpus == 4
+    monkeypatch.setenv("MEDSSL_NODES", "")
+    assert engine._to_come() == []
 
 
 def test_a_tracking_server_that_is_down_loses_nothing(tmp_path):

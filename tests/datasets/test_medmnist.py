@@ -5,6 +5,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -285,6 +286,32 @@ def test_what_was_unpacked_and_is_cut_short_is_unpacked_again(listed, spoilt):
     for path in unpacked():
         path.write_bytes(path.read_bytes()[:-5] if spoilt is None else spoilt)
     assert (medmnist.load("breastmnist", "val", 28, root).x_NHWC == whole).all()
+
+
+def test_what_was_unpacked_in_another_shape_is_unpacked_again(listed):
+    root = listed()
+    whole = medmnist.load("breastmnist", "val", 28, root).x_NHWC.copy()
+    for path in unpacked():
+        np.save(path, np.zeros((2, 2), np.uint8))
+    found = medmnist.load("breastmnist", "val", 28, root).x_NHWC
+    assert np.array_equal(found, whole)
+
+
+def test_drafts_of_a_process_that_was_killed_are_cleared(listed):
+    root = listed()
+    medmnist.load("breastmnist", "val", 28, root)
+    for path in unpacked():
+        path.rename(path.with_name(f".{path.name}.0123.draft"))
+    medmnist.load("breastmnist", "val", 28, root)
+    assert unpacked()
+    assert not list(unpacked()[0].parent.glob("*.draft"))
+
+
+def test_a_disk_that_is_nearly_full_is_left_alone(listed, monkeypatch):
+    root = listed()
+    monkeypatch.setattr(medmnist.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert medmnist.load("breastmnist", "val", 28, root).x_NHWC.any()
+    assert not unpacked()
 
 
 def test_without_room_for_it_images_are_in_memory(listed, monkeypatch):

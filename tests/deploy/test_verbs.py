@@ -236,6 +236,16 @@ def test_status_follows_a_job_through_its_phases(config, there, tmp_path):
     assert "Failed FAILED, after 2 clusters that failed: AppFailed: exit code 2" in said
     status(config, job.name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
     medssl(config, "status", job.name, "--watch")
+    status(config, job.name, jobDeploymentStatus="Complete", jobStatus="FAILED")
+    medssl(config, "status", job.name, "--watch", code=1)
+
+
+def test_the_newest_job_is_the_one_that_is_meant(there, monkeypatch):
+    made = [("old", "2026-01-01T00:00:00Z"), ("new", "2026-02-01T00:00:00Z"), ("mid", "2026-01-09")]
+    ended = {"jobDeploymentStatus": "Complete"}
+    jobs = [{"metadata": {"name": n, "creationTimestamp": at}, "status": ended} for n, at in made]
+    monkeypatch.setattr(clusters.Cluster, "find", lambda *_: jobs)
+    assert [job.name for job in there.jobs()] == ["new", "mid", "old"]
 
 
 def unscheduled(message: str) -> dict:
