@@ -192,6 +192,8 @@ def test_a_torn_file_is_as_if_not_measured_and_set_aside(tmp_path):
     store.write(f"rows/{cell.id}.parquet", b"torn")
     searches = search.Searches(store)
     assert searches.missing(one) == [cell]
+    with pytest.raises(ValueError, match=f"{cell.id}.parquet .* cannot be read: run the sweep"):
+        searches.chosen(one)  # which no waiting would mend
     assert search.set_aside_broken([one], store) == [f"rows/{cell.id}.parquet"]
     assert results.missing([cell], store) == [cell]
     assert finished(store, one).chosen(one) == (0.003, 1e-4)
