@@ -162,6 +162,12 @@ def make(sweep: Sweep, store: Store, data: Path | None, shard: Shard | None = No
     return Plan(sweep, cells, missing, list(problems), list(absent), points, later)
 
 
+def _asked(cell: Cell) -> tuple:
+    """What is asked of an encoder, and few cells ask what no other does."""
+    labels = cell.shots, cell.label_fraction, cell.subset_seed
+    return cell.eval, cell.settings, cell.target, cell.source, *labels
+
+
 def axes(cells: Sequence[Cell]) -> dict[str, list[str]]:
     """The values of ALWAYS, and of every other axis or setting of which the cells have several.
 
@@ -185,7 +191,8 @@ def axes(cells: Sequence[Cell]) -> dict[str, list[str]]:
             add(f"{spec.method} {name}", value)
     elsewhere = any(cell.target != cell.encoder.dataset for cell in cells)
     shifted = any(cell.source != cell.target for cell in cells)
-    for cell in cells:
+    alike = {_asked(cell): cell for cell in reversed(cells)}  # the first of each
+    for cell in reversed(alike.values()):
         add("eval", cell.eval)
         if elsewhere:
             add("target", cell.target)
@@ -236,7 +243,8 @@ def to_make(cells: Sequence[Cell], have: Collection[str] = ()) -> list[EncoderSp
 def needed_data(cells: Sequence[Cell], made: Sequence[EncoderSpec]) -> list[tuple[str, int]]:
     """(dataset, image size) of every set that is learned from by `made`, or judged on."""
     learned = {(spec.dataset, spec.image_size) for spec in made}
-    judged = {(name, cell.encoder.image_size) for cell in cells for name in cell.datasets}
+    alike = {(*_asked(cell), cell.encoder.image_size): cell for cell in cells}
+    judged = {(name, key[-1]) for key, cell in alike.items() for name in cell.datasets}
     return sorted(learned | judged)
 
 
