@@ -30,6 +30,7 @@ from medssl.doctor import Finding
 
 NAMESPACE, SHAPE, MANAGER = "medssl", "medssl", "medssl"
 RAY = "ray.io/v1"
+OLDEST = "1.25"  # Kubernetes that enforces Pod Security and has policy/v1
 TESTED = "1.7.0"  # KubeRay's version by whose rules the manifests were checked
 HELM = f"helm install kuberay-operator kuberay/kuberay-operator --version {TESTED}"
 AWAY_S = 60  # for which a server that was there is awaited
@@ -163,10 +164,14 @@ class Cluster:
     # up and down
 
     def up(self, objects: Sequence[dict], say: Callable[[str], None]) -> None:
-        """Applies a target; ValueError, before anything is changed, where KubeRay is absent."""
-        self._kuberay()
+        """Applies a target; ValueError, before anything is changed, where a kind is absent.
+
+        Policies come before what they hold, so that no pod is without.
+        """
+        self._all_there(objects)
+        first = {"Namespace": 0, "NetworkPolicy": 1}
         same = 0
-        for body in sorted(objects, key=lambda body: body["kind"] != "Namespace"):
+        for body in sorted(objects, key=lambda body: first.get(body["kind"], 2)):
             api, kind, name = body["apiVersion"], body["kind"], body["metadata"]["name"]
             before, after = self.get(api, kind, name), self.apply(body)
             if before and _same(before, after):
@@ -177,6 +182,23 @@ class Cluster:
                 for secret in self.make_secrets():
                     say(f"Secret {secret}: made, of random values")
         say(f"{len(objects)} objects, {same} as they were")
+
+    def _all_there(self, objects: Sequence[dict]) -> None:
+        from kubernetes.dynamic import exceptions
+
+        self._kuberay()
+        absent = {}
+        for api, kind in {(body["apiVersion"], body["kind"]): None for body in objects}:
+            try:
+                with _sentences(self.server, "see which kinds there are"):
+                    self._kinds.resources.get(api_version=api, kind=kind)
+            except exceptions.ResourceNotFoundError:
+                absent[f"{kind} of {api}"] = None
+        if absent:
+            raise ValueError(
+                f"the cluster has no {', no '.join(absent)}, so nothing was made: Kubernetes "
+                f"{OLDEST} or newer has those of its own; others come with their operators"
+            )
 
     def make_secrets(self) -> list[str]:
         """The names of those that were absent. One that is there is left as it is."""
@@ -347,10 +369,10 @@ class Cluster:
 
     def check(self) -> Iterator[Finding]:
         """Each thing that a sweep needs; nothing is changed."""
-        yield Finding(
-            True,
-            f"{self.server} answers, Kubernetes {self._kinds.version['kubernetes']['gitVersion']}",
-        )
+        version = self._kinds.version["kubernetes"]["gitVersion"].lstrip("v")
+        old = _numbers(version) < _numbers(OLDEST)
+        upgrade = f"{OLDEST} or newer enforces Pod Security: upgrade it" if old else ""
+        yield Finding(not old, f"{self.server} answers, Kubernetes {version}", upgrade)
         yield from self._check_rights()
         yield self._check_operator()
         yield from self._check_target()
@@ -639,7 +661,8 @@ def _same(before: dict, after: dict) -> bool:
 
 
 def _numbers(version: str) -> list[int]:
-    return [int(number) for number in version.split(".")]
+    """1.34.1-gke.7 as [1, 34]: what is compared."""
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
 def _job(body: dict) -> Job:
@@ -665,7 +688,7 @@ def _operator(found: Sequence[dict]) -> Finding:
     if not running:
         where = found[0]["metadata"]["namespace"]
         return Finding(False, f"{what} is not ready", f"kubectl -n {where} get pods, and its logs")
-    if version and _numbers(version[1]) < _numbers(TESTED)[:2]:
+    if version and _numbers(version[1]) < _numbers(TESTED):
         return Finding(
             False,
             f"{what} is older than {TESTED}",

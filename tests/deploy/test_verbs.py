@@ -127,6 +127,27 @@ def test_up_makes_everything_once_and_secrets_that_nobody_sees(up):
     assert before == {name: secret(config, name) for name in clusters.SECRETS}
 
 
+def test_up_makes_nothing_where_a_kind_is_absent_and_policies_first(config, there, tmp_path):
+    about = {"name": "odd", "namespace": NAMESPACE}
+    odd = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": about}
+    map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": about}
+    said = []
+    with pytest.raises(ValueError, match="no LocalQueue of kueue"):
+        there.up([map, odd], said.append)
+    assert there.get("v1", "ConfigMap", "odd") is None
+    policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": about}
+    there.up([map, policy | {"spec": {"podSelector": {}}}], said.append)
+    assert said[:2] == ["NetworkPolicy odd: made", "ConfigMap odd: made"]
+    there.delete("v1", "ConfigMap", "odd")
+    there.delete("networking.k8s.io/v1", "NetworkPolicy", "odd")
+
+
+def test_check_knows_a_server_that_is_too_old(there, monkeypatch):
+    for version, ok in (("v1.20.2", False), ("v1.24.9", False), ("v1.34.1-gke.7", True)):
+        monkeypatch.setitem(there._kinds.version, "kubernetes", {"gitVersion": version})
+        assert next(there.check()).ok is ok
+
+
 def test_up_takes_an_image_and_refuses_what_is_no_target(tmp_path):
     made = clusters.render(Path(KIND), "somewhere/else:7")
     images = {each["image"] for each in clusters._containers(made)}
@@ -175,15 +196,17 @@ def test_submitted_twice_is_one_job(config, there, tmp_path):
 
 
 def test_submitting_takes_less_than_five_seconds(config, there, tmp_path):
-    """At the best of three: a busy machine is not what is asked."""
+    """Of the processor, at the best of three: a busy machine is not what is asked."""
     took = []
     for seed in (3, 4, 5):
         command = [sys.executable, "-m", "medssl", "cluster", "submit", grid(tmp_path, seed)]
-        start = time.monotonic()
+        before = os.times()
         subprocess.run(command, env=os.environ | {"KUBECONFIG": str(config)}, check=True)
-        took.append(time.monotonic() - start)
+        after = os.times()
+        took.append(after.children_user + after.children_system)
+        took[-1] -= before.children_user + before.children_system
     assert len(there.jobs()) == 3
-    assert min(took) < 5
+    assert 0.1 < min(took) < 5
 
 
 def test_an_ended_job_is_left_or_made_anew(config, there, tmp_path):
