@@ -129,7 +129,13 @@ def estimate(
 ) -> Estimate:
     """Of judging `cells` and making the encoders that they lack, on a `share` of a GPU each."""
     of_encoders = [(spec, costs.encoder_s(spec)) for spec in to_make]
-    of_cells = [(cell.encoder, costs.cell_s(cell)) for cell in cells]
+    of_cells, alike = [], {}
+    for cell in cells:
+        like = tuple(getattr(cell, name) for name in ASKED_CELL)
+        like += cell.encoder.backbone, cell.encoder.image_size
+        if like not in alike:
+            alike[like] = costs.cell_s(cell)
+        of_cells.append((cell.encoder, alike[like]))
     known = [s * share(spec) for spec, s in (*of_encoders, *of_cells) if s is not None]
     where = costs.encoder_device if any(s for _, s in of_encoders) else costs.device
     unknown, unjudged = (sum(s is None for _, s in of) for of in (of_encoders, of_cells))

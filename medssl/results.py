@@ -32,7 +32,7 @@ from medssl.store import Store
 
 KEPT = "rows.parquet"
 FEW = 100  # cells whose files are opened rather than rows.parquet, which is made of more than that
-SOME = 300  # files that are opened to learn from
+SOME, MANY = 300, 5000  # files that are opened to learn from, and rows
 READERS, AT_ONCE = 8, 1000  # threads, since a bucket's answers take their time; files in memory
 
 _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64()}
@@ -132,8 +132,8 @@ def table(store: Store, cells: Iterable[Cell] | None = None) -> pa.Table:
 def history(store: Store, columns: Sequence[str]) -> pa.Table:
     """Columns of a row of each cell, whatever sweep it was for: to learn from, not to report.
 
-    Of cells that rows.parquet has not, SOME are opened, evenly of all; what cannot be read is left
-    out, since it is told, and mended, elsewhere.
+    Of those that rows.parquet has, MANY at most; of others SOME are opened; evenly of all. What
+    cannot be read is left out, since it is told, and mended, elsewhere.
     """
     columns = list(dict.fromkeys(("cell", *columns)))
     try:
@@ -145,6 +145,8 @@ def history(store: Store, columns: Sequence[str]) -> pa.Table:
     except (pa.ArrowException, KeyError, OSError):  # another version's, or not there
         kept = _none().select(columns)
     known = set(kept["cell"].to_pylist())
+    if len(kept) > MANY:
+        kept = kept.take(np.arange(0, len(kept), -(-len(kept) // MANY)))
     fresh = sorted(id for id in store.names("rows", ".parquet") if id not in known)
     parts = [kept]
     for id in fresh[:: -(-len(fresh) // SOME) or 1]:

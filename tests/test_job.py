@@ -96,6 +96,7 @@ def submit(address: str, env: dict, *entrypoint) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.long
 def test_a_sweep_is_submitted_runs_to_succeeded_and_leaves_the_same_table(cluster, tmp_path):
     address, env = cluster
     there, here = Runs(tmp_path / "there", "seed=0"), Runs(tmp_path / "here", "seed=0")

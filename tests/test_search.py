@@ -362,6 +362,7 @@ RATES = "learning_rate=[1e30, 1e-2, 1e-3], weight_decay=[0.1, 0.01], epochs=6, b
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
+@pytest.mark.long
 def test_a_sweep_searches_and_trains_what_was_chosen(tmp_path):
     """With points that diverge, which are not tried again, and are no failure of the sweep."""
     runs = Runs(tmp_path, f"{METHODS}, search=Search(how='halving', {RATES})")
