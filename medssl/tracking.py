@@ -255,7 +255,7 @@ class Mirror:
         if run and trial.diverged:
             return run.state == STATES["diverged"]
         finished = run and run.state == STATES["finished"] and trial.state == "finished"
-        return bool(finished) and all(cell.id in run.cells for cell in trial.cells)
+        return bool(finished and run.settled) and all(cell.id in run.cells for cell in trial.cells)
 
     def _bring(self, trial: Trial) -> None:
         if not (trial.done or trial.said):
@@ -283,7 +283,9 @@ class Mirror:
         ]
         news = [[m] for m in final if run.metrics.get(m.key) != m.value]
         brought = run.cells | {row["cell"] for row in rows}
-        if rows and trial.state == "finished":
+        # The last row is in the store before the trial's last word, which may hold its last epochs
+        settled = trial.state == trial.said.get("state") == "finished"
+        if settled and (rows or not run.settled):
             tags.append(RunTag("medssl.cells", _digest(brought)))
         state = STATES.get(trial.state, "RUNNING")
         changed = state != run.state
@@ -298,6 +300,7 @@ class Mirror:
             self._client.log_batch(run.id, batch)
         self._client.log_batch(run.id, end, params, tags)  # which sends nothing of nothing
         run.epochs, run.cells, run.described = max(run.epochs, len(curve)), brought, True
+        run.settled = settled
         if changed or news:
             if trial.state == "finished":
                 self._picture(run, trial)
@@ -320,7 +323,7 @@ class Mirror:
         if tags.get("mlflow.parentRunId") != parent:
             self._client.set_tag(run.id, "mlflow.parentRunId", parent)
         if tags.get("medssl.cells") == _digest(cell.id for cell in trial.cells):
-            run.cells = {cell.id for cell in trial.cells}
+            run.cells, run.settled = {cell.id for cell in trial.cells}, True
         if "loss" in run.metrics and not (run.cells and run.state == STATES["finished"]):
             history = self._client.get_metric_history(run.id, "loss")
             run.epochs = max(m.step for m in history)
@@ -348,6 +351,7 @@ class _Run:
         self.described = bool(there.data.params)  # else it was made, and then the server was gone
         self.epochs = 0
         self.cells: set[str] = set()  # sent by this process, or found there equal
+        self.settled = False  # it has all that the trial said, to its last word
 
 
 @contextlib.contextmanager

@@ -95,6 +95,27 @@ def test_metrics_of_finished_cells_arrive_once_with_their_fraction(store, server
     assert [f.path for f in client.list_artifacts(run.info.run_id, "figures")] == ["figures/a.png"]
 
 
+@pytest.mark.parametrize("spoke", [0, 2])
+def test_a_trial_whose_rows_come_before_its_last_word_has_its_whole_curve(store, server, spoke):
+    """A progress file is written every few seconds: rows of a short evaluation are there first."""
+    make, client = server
+    mirror = make()
+    if spoke:
+        say(store, spoke, "evaluating")
+    for cell in CELLS:
+        measure(store, cell)
+    assert mirror.sync(status.read(CELLS, store))
+    (run,) = runs(client)
+    assert run.info.status == "FINISHED"
+    other = make()
+    assert other.sync(status.read(CELLS, store))
+    say(store, 4, "finished")
+    for one in mirror, other, make():
+        assert one.sync(status.read(CELLS, store))
+    assert losses(client, run) == [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0)]
+    assert len(client.list_artifacts(run.info.run_id, "figures")) == 1
+
+
 def test_a_failure_is_marked_with_its_reason(store, server):
     make, client = server
     say(store, 1, "failed", "NotFinite: it diverged")
