@@ -1,6 +1,7 @@
 """A sweep handed to a Ray cluster that is there already: `ray job submit`, with its sentences."""
 
 import contextlib
+import os
 import re
 import shlex
 import shutil
@@ -24,8 +25,6 @@ def submit(
     With `working_dir` that folder travels too and is where Python looks first. One that has ended
     is submitted anew. ValueError where nothing answers, or it does not know us.
     """
-    import os
-
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     from ray.job_submission import JobSubmissionClient
 

@@ -57,9 +57,11 @@ def follow(address: str, asked: Sweep, root: str, shard: str) -> None:
     store, part = Store(root), Shard.read(shard)
     cells = [cell for cell in asked.cells() if part.holds(cell.encoder)]
     to_server, read = mirror(asked, store), status.Reader(cells, store).read
-    while any(trial.said.get("state") != "finished" for trial in (now := read()).trials):
+    now = read()
+    while any(trial.said.get("state") != "finished" for trial in now.trials):
         to_server.sync(now)
         time.sleep(0.1)
+        now = read()
     raise SystemExit(0 if to_server.sync(now, last=True) else to_server.trouble)
 
 

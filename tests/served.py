@@ -130,7 +130,8 @@ def _until(ready: Callable[[], bool], process: subprocess.Popen) -> None:
 @contextlib.contextmanager
 def served(answer):
     """The address of a server that answers each request with `answer(handler)`."""
-    made = type("Handler", (http.server.BaseHTTPRequestHandler,), {"do_GET": answer})
+    answers = {"do_GET": answer, "do_POST": answer}
+    made = type("Handler", (http.server.BaseHTTPRequestHandler,), answers)
     made.log_message = lambda *_: None
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), made)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,19 +1,16 @@
 """What a machine lacks is said with its remedy, and exits with 1; what it has is not doubted."""
 
 import base64
-import contextlib
-import http.server
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
 import types
 from pathlib import Path
 
 import pytest
 import torch
+from served import free_port, served
 from typer.testing import CliRunner
 
 from medssl import doctor
@@ -22,28 +19,17 @@ from medssl.cli import app
 SECRET = "s3cret-word"
 
 
-@contextlib.contextmanager
 def mlflow(code: int, seen: list):
-    """A server that answers every POST with that code."""
+    """The address of a server that answers every request with that code."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            length = int(self.headers["Content-Length"])
-            seen.append((self.path, self.headers["Authorization"], self.rfile.read(length)))
-            self.send_response(code)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+    def answer(handler):
+        content = handler.rfile.read(int(handler.headers["Content-Length"]))
+        seen.append((handler.command, handler.path, handler.headers["Authorization"], content))
+        handler.send_response(code)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
 
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    return served(answer)
 
 
 def test_this_machine_lacks_nothing(tmp_path, monkeypatch):
@@ -176,21 +162,18 @@ def test_mlflow_is_asked_as_the_user_that_we_are(monkeypatch, code, ok, remedy):
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     seen = []
     with mlflow(code, seen) as address:
-        found = doctor._mlflow(address)
+        found = doctor._mlflow(address.rpartition("/")[0])
     assert found.ok is ok
     assert remedy in found.remedy
-    ((path, sent, body),) = seen
-    assert path == "/api/2.0/mlflow/experiments/search"
+    ((method, path, sent, body),) = seen
+    assert (method, path) == ("POST", "/api/2.0/mlflow/experiments/search")
     assert base64.b64decode(sent.removeprefix("Basic ")).decode() == f"medssl:{SECRET}"
     assert json.loads(body) == {"max_results": 1}
     assert SECRET not in str(found)
 
 
 def test_mlflow_that_is_away_is_missing_and_no_password_is_shown():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    found = doctor._mlflow(f"http://me:{SECRET}@127.0.0.1:{port}")
+    found = doctor._mlflow(f"http://me:{SECRET}@127.0.0.1:{free_port()}")
     assert found.ok is False
     assert SECRET not in str(found)
     assert doctor._mlflow(f"postgresql://me:{SECRET}@host/db").ok is None
