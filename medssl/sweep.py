@@ -239,7 +239,7 @@ def _fit(
             name=scratch.name,
             storage_path=str(scratch.parent),
             failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
-            callbacks=[_starts(queue)],
+            callbacks=[_listener(queue)],
             verbose=0,
         ),
     )
@@ -291,18 +291,24 @@ def _searcher(
     return Next()
 
 
-def _starts(queue: Queue):
-    """What Tune tells when a trial has a slot: one that waits for a node costs nothing yet."""
+def _listener(queue: Queue):
+    """What Tune tells when a trial has a slot (one that waits for a node costs nothing yet), and
+    when it has ended: of its metrics Tune keeps minima, means and windows for ever, 15 KiB."""
     from ray.tune import Callback
 
-    class Starts(Callback):
+    class Listener(Callback):
         def on_trial_start(self, iteration, trials, trial, **_):
             queue.started(_name(trial))
+
+        def on_trial_complete(self, iteration, trials, trial, **_):
+            trial.metric_analysis.clear()
+            trial.metric_n_steps.clear()
+            trial.run_metadata.invalidate_cache()
 
         def __reduce__(self):
             return Callback, ()  # as of the searcher
 
-    return Starts()
+    return Listener()
 
 
 def _cells(work: Work) -> list[Cell]:

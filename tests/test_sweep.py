@@ -295,14 +295,26 @@ def test_where_gpus_are_to_come_a_trial_takes_one(begun, monkeypatch):
 def test_a_trial_is_charged_from_when_it_has_a_slot():
     clock = [0.0]
     queue = Queue({"a": Weight(1, 1, True)}, {}, now=lambda: clock[0])
-    starts = engine._starts(queue)
+    listener = engine._listener(queue)
     assert queue.next() == "a"
     clock[0] = 100
-    starts.on_trial_start(0, [], SimpleNamespace(config={"encoder": "a", "gpu": 0.0}))
+    listener.on_trial_start(0, [], SimpleNamespace(config={"encoder": "a", "gpu": 0.0}))
     clock[0] = 103
     queue.ended("a", ok=True)
     assert queue.spent_s == 3
-    assert type(pickle.loads(pickle.dumps(starts))).__name__ == "Callback"
+    assert type(pickle.loads(pickle.dumps(listener))).__name__ == "Callback"
+
+
+def test_of_a_trial_that_has_ended_tune_keeps_little():
+    from ray.tune.experiment import Trial
+
+    trial = Trial("any", stub=True)
+    trial.update_last_result({"failed": "", "training_iteration": 1, **dict.fromkeys("abcdef", 1)})
+    before = len(trial.run_metadata.get_json_state())
+    engine._listener(None).on_trial_complete(0, [trial], trial)
+    after = len(trial.run_metadata.get_json_state())
+    assert after < before / 3
+    assert trial.last_result["failed"] == ""
 
 
 @pytest.mark.parametrize("failures", [2, 3])
