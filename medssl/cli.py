@@ -45,6 +45,32 @@ EvalOption = Annotated[
 STORE = "medssl-store"
 
 
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="PART/OF",
+        help="This part of the sweep alone, as 1/4: see the README.",
+    ),
+]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from medssl import plan as planning
+
+        typer.echo(f"medssl {planning.code_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _of_all(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Which this is.")
+    ] = False,
+) -> None: ...
+
+
 class Across(StrEnum):
     labels = "labels"
     target = "target"
@@ -68,12 +94,7 @@ def run(
     sweep: SweepFile,
     store: StoreOption = STORE,
     data: DataOption = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PART/OF", help="This part of the sweep alone, as 1/4: see the README."
-        ),
-    ] = None,
+    shard: ShardOption = None,
     budget_hours: Annotated[
         float | None,
         typer.Option(
@@ -104,14 +125,16 @@ def plan(
     price: Annotated[
         float | None, typer.Option(min=0, help="Of an hour of a GPU, or of a slot without one.")
     ] = None,
+    shard: ShardOption = None,
 ) -> None:
     """What `run` would do: encoders, cells, what is missing, how long it may take, at what cost."""
     with _sentences():
         from medssl import plan as planning
+        from medssl.spec import Shard
         from medssl.store import open_store
 
-        kept = open_store(store)
-        found = planning.make(planning.load(sweep), kept, data)
+        kept, part = open_store(store), Shard.read(shard) if shard else None
+        found = planning.make(planning.load(sweep), kept, data, part)
         _show_plan(found, kept)
         _show_cost(found, kept, price)
         raise typer.Exit(2 if found.problems else 0)
@@ -382,7 +405,10 @@ def data_verify(data: DataOption = None) -> None:
                 except ValueError as problem:
                     wrong += 1
                     typer.echo(f"WRONG {problem}")
-        typer.echo(f"{checked} files in {medmnist.folder(data)}, {wrong} wrong")
+        folder = medmnist.folder(data)
+        if not checked:
+            raise ValueError(f"no MedMNIST files in {folder}: name their folder with --data")
+        typer.echo(f"{checked} files in {folder}, {wrong} wrong")
         raise typer.Exit(1 if wrong else 0)
 
 
@@ -673,7 +699,7 @@ def _rows(
     from medssl.report import tables
 
     if not found.num_rows:
-        typer.echo("no results yet")
+        typer.echo(f"no results yet in {kept.root}")
         return []
     if left := results.missing(cells, kept):
         typer.echo(f"{len(left)} of {len(cells)} cells have no result yet", err=True)
@@ -782,6 +808,8 @@ def _show_plan(plan, kept, brief: bool = False) -> None:
         epochs = sum(spec.epochs for spec in ahead)
         told = f"  searches: {len(ahead)} points to measure first, {epochs:,} epochs"
         console.print(told, highlight=False, soft_wrap=True)
+    for problem in plan.problems:
+        console.print(f"  [red]wrong[/red] {_plain(problem)}", soft_wrap=True, highlight=False)
     if not brief:
         shown = planning.axes(plan.cells)
         for axis, values in shown.items():
@@ -791,8 +819,6 @@ def _show_plan(plan, kept, brief: bool = False) -> None:
         if not count:
             continue
         console.print(f"  dropped {count} cells: {_plain(why)}", soft_wrap=True)
-    for problem in plan.problems:
-        console.print(f"  [red]wrong[/red] {_plain(problem)}", soft_wrap=True, highlight=False)
     if not brief:
         for sentence in plan.absent:
             console.print(f"  [yellow]absent[/yellow] {_plain(sentence)}", soft_wrap=True)

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
 import medssl
@@ -94,11 +94,16 @@ def _where(path: Path, wrong: Exception) -> str:
     own = isinstance(wrong, SyntaxError) and here(wrong.filename)  # not of a file it imports
     line = wrong.lineno if own else lines[-1] if lines else 1
     what = wrong.msg if own else wrong
-    axes = ", ".join(f.name for f in fields(Sweep))
-    hint = (
-        f" (axes: {axes})" if "unexpected keyword" in str(wrong) and "Sweep" in str(wrong) else ""
-    )
-    return f"{path}, line {line}: {type(wrong).__name__}: {what}{hint}"
+    return f"{path}, line {line}: {type(wrong).__name__}: {what}{_hint(str(wrong))}"
+
+
+def _hint(wrong: str) -> str:
+    """What a class of the spec takes, where it was given what it does not take."""
+    pattern = r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'"
+    for name, given in re.findall(pattern, wrong):
+        if is_dataclass(of := getattr(medssl, name, None)):
+            return f": {registry.choose(given, [f.name for f in fields(of)])}"
+    return ""
 
 
 def make(sweep: Sweep, store: Store, data: Path | None, shard: Shard | None = None) -> Plan:
@@ -140,14 +145,14 @@ def make(sweep: Sweep, store: Store, data: Path | None, shard: Shard | None = No
     for cell in asked.values():
         problems.update(_unfit(cell))
     for views in sorted({s.views for s in specs if s.method != NONE} - set(presets)):
-        problems[f"no views {views!r}: choose from own, {', '.join(presets)}"] += 1
+        problems[f"no views {views!r}: {registry.choose(views, ['own', *presets])}"] += 1
     for axis, known in (
         ("optimizer", registry.keys("optimizers", "OPTIMIZERS")),
         ("sampling", ["proportional", "balanced"]),
         ("early_stop", ["never", "collapse"]),
     ):
         for value in sorted({getattr(s, axis) for s in specs if s.method != NONE} - set(known)):
-            problems[f"no {axis} {value!r}: choose from {', '.join(known)}"] += 1
+            problems[f"no {axis} {value!r}: {registry.choose(value, known)}"] += 1
     for backbone, init in sorted({(s.backbone, s.init) for s in specs}):
         problems.update(weights.wrong(backbone, init))
     for backbone, init in needed_weights(made):

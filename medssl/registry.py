@@ -4,8 +4,10 @@ A name may carry a variant: "medmnist/pathmnist" is datasets/medmnist.py, asked 
 """
 
 import ast
+import difflib
 import importlib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -28,8 +30,18 @@ def known(kind: str, name: str) -> str:
     if file not in names(kind):
         hint = f"; they are named FAMILY/NAME: medmnist/{file}?" if kind == "datasets" else ""
         choices = ["none"] * (kind == "methods") + names(kind)
-        raise ValueError(f"no {file!r} among {kind}: choose from {', '.join(choices)}{hint}")
+        raise ValueError(f"no {file!r} among {kind}: {choose(file, choices)}{hint}")
     return file
+
+
+def choose(given: str, known: Collection[str]) -> str:
+    """How a sentence ends that is about a name that there is not: the nearest one, and all."""
+    return f"{near(given, known)}choose from {', '.join(known)}"
+
+
+def near(given: str, known: Collection[str]) -> str:
+    """The name that may have been meant, as a question; or nothing."""
+    return "".join(f"did you mean {n}? " for n in difflib.get_close_matches(given, known, 1))
 
 
 def room(kind: str) -> ModuleType:

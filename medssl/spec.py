@@ -48,10 +48,11 @@ def settings(kind: str, named: Named) -> Settings:
             raise ValueError(f"method 'none' has no settings, and was given {dict(changes)}")
         return ()
     config = registry.config(kind, name)
-    if unknown := set(changes) - {f.name for f in fields(config)}:
+    if unknown := sorted(set(changes) - {f.name for f in fields(config)}):
+        known = [f.name for f in fields(config) if f.name != "version"]
         raise ValueError(
-            f"{name} has no setting {', '.join(map(repr, sorted(unknown)))}: "
-            f"choose from {', '.join(f.name for f in fields(config) if f.name != 'version')}"
+            f"{name} has no setting {', '.join(map(repr, unknown))}: "
+            f"{registry.choose(unknown[0], known)}"
         )
     types = {f.name: f.type for f in fields(config)}
     values = asdict(config(**changes))

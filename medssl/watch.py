@@ -110,7 +110,8 @@ def follow(read: Callable[[], Status], stop: threading.Event, console: Console) 
             continue
         quiet_s = time.monotonic() - at
         if quiet_s > 60 or (status.states != said and quiet_s > 10):
-            console.print(line(status), highlight=False, soft_wrap=True)
+            told = f"{time.strftime('%H:%M:%S')} {line(status)}"
+            console.print(told, highlight=False, soft_wrap=True)
             said, at = status.states, time.monotonic()
 
 

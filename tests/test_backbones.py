@@ -120,7 +120,7 @@ def test_features_that_are_not_one_vector_per_image_are_refused(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "size", "sentence"),
     [
-        ("resnet/18", 28, "no resnet/18: choose from resnet/10-3x3, resnet/18-3x3"),
+        ("resnet/18", 28, "no resnet/18: did you mean resnet/18-7x7?"),
         ("vit/small-16", 28, "cannot cut 28 px: choose vit/small-4 or vit/small-7 or vit/small-14"),
         ("vit/small-16-ls", 28, "cannot cut 28 px: choose vit/small-4-ls or vit/small-7-ls or vit"),
         ("vit/huge-14", 28, "no vit/huge-14: choose from vit/SIZE-PATCH, or vit/SIZE-PATCH-ls wi"),

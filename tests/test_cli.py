@@ -188,7 +188,10 @@ def test_a_run_with_nothing_to_do_prints_the_table_and_starts_nothing(sweep, sto
         (["table", "{sweep}", "--format", "csv"], "name it with --out FILE"),
         (["table", "{sweep}", "--format", "csv", "--out", "x.txt"], "does not end in .csv"),
         (["plan", "nowhere.py"], "no sweep at nowhere.py"),
-        (["data", "fetch", "medmnist/pathmnst"], "no 'pathmnst' in medmnist: choose from blood"),
+        (
+            ["data", "fetch", "medmnist/pathmnst"],
+            "no 'pathmnst' in medmnist: did you mean pathmnist?",
+        ),
     ],
 )
 def test_a_mistake_is_a_sentence(sweep, store, arguments, sentence):
@@ -200,9 +203,35 @@ def test_a_mistake_is_a_sentence(sweep, store, arguments, sentence):
     assert sentence in " ".join(out.split())
 
 
+def test_its_version_and_commit_are_told():
+    code, out = medssl("--version")
+    assert code == 0
+    assert re.fullmatch(r"medssl \d+\.\d+\.\d+(\+\S+)?\n", out)
+
+
+def test_a_plan_is_of_the_part_that_is_asked_for(tmp_path):
+    file = tmp_path / "six.py"
+    given = "method='simclr', dataset='phantom/cells', backbone='vit/tiny-14', seed=range(6)"
+    file.write_text(f"from medssl import Sweep\ndef sweep(): return Sweep(name='six', {given})\n")
+
+    def encoders(*more: str) -> int:
+        _, out = medssl("plan", str(file), "--store", str(tmp_path / "store"), *more)
+        return int(re.search(r"(\d+) encoders", out)[1])
+
+    parts = [encoders("--shard", f"{n}/2") for n in (1, 2)]
+    assert all(parts)
+    assert sum(parts) == encoders() == 6
+
+
+def test_a_folder_without_files_is_not_verified(tmp_path):
+    code, out = medssl("data", "verify", "--data", str(tmp_path))
+    assert code == 2
+    assert f"no MedMNIST files in {tmp_path}" in out
+
+
 def test_an_empty_store_is_told(sweep, tmp_path):
     empty = str(tmp_path / "empty")
-    assert medssl("table", sweep, "--store", empty) == (0, "no results yet\n")
+    assert medssl("table", sweep, "--store", empty) == (0, f"no results yet in {empty}\n")
     code, out = medssl("ui", "--store", empty)
     assert code == 2
     assert "run a sweep first" in " ".join(out.split())
@@ -312,7 +341,7 @@ def test_brackets_in_a_path_are_printed(sweep, store, tmp_path):
         (
             "from medssl import Sweep\ndef sweep():\n    return Sweep(name='a', learning_rates=1)",
             "line 3: TypeError: Sweep.__init__() got an unexpected keyword argument "
-            "'learning_rates' (axes: name, method",
+            "'learning_rates': did you mean learning_rate? choose from name, method",
         ),
     ],
 )
@@ -433,7 +462,7 @@ def test_methods_are_listed_with_paper_cost_and_settings():
     assert "has no settings" in medssl("methods", "none")[1]
     code, out = medssl("methods", "dyno")
     assert code == 2
-    assert "no 'dyno' among methods: choose from" in out
+    assert "no 'dyno' among methods: did you mean dino? choose from" in out
 
 
 def test_logs_of_an_encoder_by_the_first_letters_of_its_id(tmp_path):

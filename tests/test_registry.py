@@ -24,7 +24,9 @@ def test_presets_read_are_the_presets_run():
 
 
 def test_an_unknown_name_says_what_is_known():
-    with pytest.raises(ValueError, match="no 'knm' among evals: choose from finetune, knn"):
+    with pytest.raises(
+        ValueError, match=r"no 'knm' among evals: did you mean knn\? choose from fi"
+    ):
         registry.load("evals", "knm")
 
 

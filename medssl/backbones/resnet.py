@@ -9,13 +9,16 @@ ResNet a stem with shortcuts, whose probe is 0.04 AUROC worse on PneumoniaMNIST:
 He et al. 2016, https://arxiv.org/abs/1512.03385; the 3x3 stem as in Chen et al. 2020, appendix B.9
 """
 
+from medssl import registry
+
 VARIANTS = ("10-3x3", "18-3x3", "18-7x7", "50-3x3", "50-7x7")
 
 
 def check(variant: str, image_size: int) -> list[str]:
     if variant in VARIANTS:
         return []
-    return [f"no resnet/{variant}: choose from {', '.join(f'resnet/{v}' for v in VARIANTS)}"]
+    known = [f"resnet/{v}" for v in VARIANTS]
+    return [f"no resnet/{variant}: {registry.choose(f'resnet/{variant}', known)}"]
 
 
 def build(variant: str, image_size: int):

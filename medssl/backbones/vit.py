@@ -17,6 +17,8 @@ Dosovitskiy et al. 2021, https://arxiv.org/abs/2010.11929; sizes of Touvron et a
 LayerScale: Touvron et al. 2021, https://arxiv.org/abs/2103.17239
 """
 
+from medssl import registry
+
 SIZES = ("tiny", "small", "base")
 PATCHES = (4, 7, 8, 14, 16)  # pixels
 VARIANTS = tuple(f"{s}-{p}{ls}" for ls in ("", "-ls") for s in SIZES for p in PATCHES)
@@ -25,8 +27,9 @@ VARIANTS = tuple(f"{s}-{p}{ls}" for ls in ("", "-ls") for s in SIZES for p in PA
 def check(variant: str, image_size: int) -> list[str]:
     if variant not in VARIANTS:
         return [
-            f"no vit/{variant}: choose from vit/SIZE-PATCH, or vit/SIZE-PATCH-ls with LayerScale; "
-            f"SIZE {', '.join(SIZES)}; PATCH {', '.join(map(str, PATCHES))}"
+            f"no vit/{variant}: {registry.near(variant, VARIANTS)}choose from vit/SIZE-PATCH, or "
+            f"vit/SIZE-PATCH-ls with LayerScale; SIZE {', '.join(SIZES)}; "
+            f"PATCH {', '.join(map(str, PATCHES))}"
         ]
     size, patch, *ls = variant.split("-")
     if image_size % int(patch):

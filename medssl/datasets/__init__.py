@@ -107,7 +107,8 @@ def about(name: str) -> About:
     family, members = parts(name)
     module = registry.load("datasets", family)
     if unknown := [member for member in members if member not in module.names()]:
-        raise ValueError(f"no {unknown[0]!r} in {family}: choose from {', '.join(module.names())}")
+        told = registry.choose(unknown[0], module.names())
+        raise ValueError(f"no {unknown[0]!r} in {family}: {told}")
     known = {m: module.about(m) if hasattr(module, "about") else About() for m in members}
     channels, labels, images = (
         [getattr(one, of) for one in known.values()] for of in ("channels", "labels", "images")

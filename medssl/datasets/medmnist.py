@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from medssl import registry
 from medssl._files import cache, download, whole
 from medssl.datasets import SPLITS, About, Images, statistics
 from medssl.spec import EncoderSpec
@@ -145,7 +146,7 @@ def _all() -> dict[str, dict]:
 
 def _info(variant: str) -> dict:
     if variant not in names():
-        raise ValueError(f"no {variant!r} in medmnist: choose from {', '.join(names())}")
+        raise ValueError(f"no {variant!r} in medmnist: {registry.choose(variant, names())}")
     return _all()[variant]
 
 

@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from medssl import registry
 from medssl.datasets import SPLITS, About, Images, statistics
 
 # N images, B of them drawn at once, S pixels a side, G lattice points a side, C channels, K classes
@@ -304,7 +305,7 @@ def check(variant: str, size: int, root: Path | None = None) -> list[str]:
     """What is wrong with the request, a sentence each; `root` is for families that read files."""
     problems = []
     if variant not in VARIANTS:
-        problems.append(f"no {variant!r} among phantoms: choose from {', '.join(VARIANTS)}")
+        problems.append(f"no {variant!r} among phantoms: {registry.choose(variant, VARIANTS)}")
     if size not in SIZES:
         sizes = ", ".join(map(str, SIZES))
         problems.append(f"no phantom is drawn at {size} px: choose from {sizes}")

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medssl import stats
+from medssl import registry, stats
 from medssl.report import tables, variances
 from medssl.report.resampled import Place, Predictions, Resampled
 from medssl.report.tables import RECIPE, Grid, Known, Summary
@@ -129,7 +129,7 @@ def check(rows: list[dict], metric: str, against: str | None) -> None:
         )
     methods = sorted({row["method"] for row in rows})
     if against is not None and against not in methods:
-        raise ValueError(f"no {against!r} to compare with: choose from {', '.join(methods)}")
+        raise ValueError(f"no {against!r} to compare with: {registry.choose(against, methods)}")
 
 
 def _best(grid: Grid, numbers: dict[Place, Resampled]) -> set[Place]:

@@ -208,13 +208,13 @@ def test_a_download_that_goes_right_is_the_file(listed, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "size", "sentence"),
     [
-        ("medmnist/brestmnist", 28, "no 'brestmnist' in medmnist: choose from bloodmnist, breast"),
+        ("medmnist/brestmnist", 28, "no 'brestmnist' in medmnist: did you mean breastmnist?"),
         ("medmnist/breastmnist", 32, "has no 32 px: choose from 28, 64, 128, 224"),
         ("medmnist", 28, "names no dataset: write medmnist/NAME"),
         ("medmnist/a+", 28, "names no dataset"),
         ("medmnist/pathmnist+phantom/cells", 28, "a union has one family, named once: medmnist/A"),
         ("pathmnist", 28, "choose from medmnist, phantom; they are named FAMILY/NAME: medmnist/pa"),
-        ("mnist/x", 28, "no 'mnist' among datasets: choose from medmnist"),
+        ("mnist/x", 28, "no 'mnist' among datasets: did you mean medmnist? choose"),
     ],
 )
 def test_a_wrong_name_is_a_sentence(name, size, sentence):

@@ -415,7 +415,7 @@ def test_what_cannot_be_is_a_sentence(tmp_path, more, sentence):
 def test_nothing_measured_is_told(tmp_path):
     file, _, _ = made(tmp_path, {"none": NONE, "simclr": NONE})
     empty = ["needed", str(file), "--store", str(tmp_path / "empty")]
-    assert CliRunner().invoke(app, empty).output == "no results yet\n"
+    assert CliRunner().invoke(app, empty).output == f"no results yet in {tmp_path}/empty\n"
 
 
 @pytest.mark.parametrize("kind", ["terminal", "markdown", "latex"])
