@@ -511,11 +511,12 @@ class Cluster:
         from kubernetes import client
         from kubernetes.stream import portforward
 
-        core, namespace = client.CoreV1Api(self._api), self.namespace
+        settings, namespace = self._api.configuration, self.namespace
 
         class Pipe(socketserver.BaseRequestHandler):
             def handle(self):
-                ask = core.connect_get_namespaced_pod_portforward
+                mine = client.CoreV1Api(client.ApiClient(settings))  # portforward changes it
+                ask = mine.connect_get_namespaced_pod_portforward
                 try:
                     there = portforward(ask, pod, namespace, ports=str(remote)).socket(remote)
                 except Exception:  # the pod is gone: the browser sees a closed connection

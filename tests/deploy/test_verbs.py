@@ -545,14 +545,23 @@ def test_a_port_is_forwarded_on_loopback_alone(there, monkeypatch):
             threading.Thread(target=answer).start()
             return ours
 
-    monkeypatch.setattr(stream, "portforward", lambda *_, **__: Forwarded())
+    clients = []
+
+    def portforward(ask, *_, **__) -> Forwarded:
+        clients.append(ask.__self__.api_client)
+        return Forwarded()
+
+    monkeypatch.setattr(stream, "portforward", portforward)
     server = there.forward("mlflow-0", 5000, 0)
     try:
         host, port = server.server_address
         assert host == "127.0.0.1"
-        with socket.create_connection((host, port), timeout=10) as line:
-            line.sendall(b"abc")
-            assert line.recv(100) == b"cba"
+        for _ in range(2):
+            with socket.create_connection((host, port), timeout=10) as line:
+                line.sendall(b"abc")
+                assert line.recv(100) == b"cba"
+        # the stream changes its client while it begins, and a browser begins six at once
+        assert len({id(each) for each in [*clients, there._api]}) == 3
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
