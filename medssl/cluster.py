@@ -268,7 +268,8 @@ class Cluster:
                 return "ended"
             self.stop(name)
             before = None
-        self.apply(file)
+        if before is None:
+            self.apply(file)  # first, for the head mounts it; the job owns it once it is there
         after = self.apply(job)
         owner = {"apiVersion": RAY, "kind": "RayJob", "name": name, "uid": after["metadata"]["uid"]}
         self.apply(file | {"metadata": file["metadata"] | {"ownerReferences": [owner]}})

@@ -182,11 +182,13 @@ def test_submitted_twice_is_one_job(config, there, tmp_path):
     assert "submitted, 3 cells" in medssl(config, "submit", grid(tmp_path))
     (job,) = there.jobs()
     body = there.get(clusters.RAY, "RayJob", job.name)
+    before = there.get("v1", "ConfigMap", job.name)
     assert "nothing has changed" in medssl(config, "submit", grid(tmp_path))
     assert len(there.jobs()) == 1
     after = there.get(clusters.RAY, "RayJob", job.name)
     assert after["metadata"]["resourceVersion"] == body["metadata"]["resourceVersion"]
     file = there.get("v1", "ConfigMap", job.name)
+    assert file["metadata"]["resourceVersion"] == before["metadata"]["resourceVersion"]
     assert file["data"]["tiny.py"] == Path(grid(tmp_path)).read_text()
     assert file["metadata"]["ownerReferences"][0]["uid"] == body["metadata"]["uid"]
     shape = there.get(clusters.RAY, "RayCluster", "medssl")["spec"]
