@@ -7,6 +7,7 @@ container's cores and memory are those of its limits and not of its node.
 """
 
 import base64
+import http.client
 import importlib
 import importlib.metadata
 import json
@@ -22,7 +23,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 PACKAGES = {  # as imported, and as installed
     "torch": "torch",
@@ -148,9 +149,9 @@ def _gpus() -> Iterator[Finding]:
 def _folder(what: str, name: str, remedy: str) -> Finding:
     """Whether a file can be written there, or the folder be made."""
     folder = Path(name)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    probe = there / f".medssl-doctor-{uuid.uuid4().hex[:8]}"
-    try:
+    try:  # whether it is there can be refused too
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        probe = there / f".medssl-doctor-{uuid.uuid4().hex[:8]}"
         probe.write_bytes(b"")
         probe.unlink()
         free = shutil.disk_usage(there).free / 2**30
@@ -193,17 +194,22 @@ def _data(folder: Path | None) -> Finding:
 
 def _mlflow(address: str) -> Finding:
     """Whether it is there, takes us by this name, and knows our password."""
-    shown = f"MLflow {_shown(address)}"
-    if urlsplit(address).scheme not in ("http", "https"):
+    shown, parts = f"MLflow {_shown(address)}", urlsplit(address)
+    if parts.scheme not in ("http", "https"):
         return Finding(None, f"{shown}: no server")
+    plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     asked = urllib.request.Request(
-        f"{address.rstrip('/')}/api/2.0/mlflow/experiments/search",
+        f"{plain.rstrip('/')}/api/2.0/mlflow/experiments/search",
         data=json.dumps({"max_results": 1}).encode(),
         headers={"Content-Type": "application/json"},
     )
-    if user := os.environ.get("MLFLOW_TRACKING_USERNAME"):
-        both = f"{user}:{os.environ.get('MLFLOW_TRACKING_PASSWORD', '')}".encode()
-        asked.add_header("Authorization", f"Basic {base64.b64encode(both).decode()}")
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if not user:  # as MLflow's client has it: an address with a user goes before these
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+        password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    if user:
+        both = base64.b64encode(f"{user}:{password}".encode()).decode()
+        asked.add_header("Authorization", f"Basic {both}")
     try:
         urllib.request.urlopen(asked, timeout=10).close()
     except urllib.error.HTTPError as no:
@@ -212,7 +218,7 @@ def _mlflow(address: str) -> Finding:
             403: "its MLFLOW_SERVER_ALLOWED_HOSTS has not this name with this port",
         }.get(no.code, "its log says more")
         return Finding(False, f"{shown}: {no.code} {no.reason}", remedy)
-    except (OSError, ValueError) as no:
+    except (OSError, ValueError, http.client.HTTPException) as no:
         remedy = "a sweep runs without it, and sends what it missed later: is it up, and reachable?"
         return Finding(False, f"{shown}: {_first(getattr(no, 'reason', no))}", remedy)
     return Finding(True, f"{shown}: answers" + (f" {user}" if user else ""))

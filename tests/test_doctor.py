@@ -3,8 +3,10 @@
 import base64
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -102,6 +104,16 @@ def test_a_folder_that_cannot_be_written_is_missing(tmp_path):
         assert found.ok is False
 
 
+def test_a_folder_inside_of_somebody_else_s_is_missing(monkeypatch):
+    def exists(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", exists)
+    found = doctor._folder("store", "/root/mine/store", "another one")
+    assert (found.ok, found.remedy) == (False, "another one")
+    assert "Permission denied" in found.what
+
+
 def test_a_small_shared_memory_is_doubted_and_no_reason_to_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "SHARED_GIB", 1e9)
     found = doctor._shared_memory(str(tmp_path))
@@ -177,6 +189,33 @@ def test_mlflow_that_is_away_is_missing_and_no_password_is_shown():
     assert found.ok is False
     assert SECRET not in str(found)
     assert doctor._mlflow(f"postgresql://me:{SECRET}@host/db").ok is None
+
+
+def test_a_user_in_the_address_is_who_we_are_and_is_not_shown(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "another")
+    seen = []
+    with mlflow(200, seen) as address:
+        host = address.rpartition("/")[0].removeprefix("http://")
+        found = doctor._mlflow(f"http://me:{SECRET}%21@{host}")
+    assert (found.ok, found.what) == (True, f"MLflow http://{host}: answers me")
+    assert base64.b64decode(seen[0][2].removeprefix("Basic ")).decode() == f"me:{SECRET}!"
+    found = doctor._mlflow(f"http://me:{SECRET}@127.0.0.1:9x")
+    assert found.ok is False
+    assert SECRET not in str(found)
+
+
+def test_a_port_of_something_else_is_no_mlflow():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            with server.accept()[0] as line:
+                line.recv(1000)
+                line.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        found = doctor._mlflow(f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert found.ok is False
+    assert "SSH-2.0" in found.what
 
 
 def test_a_bucket_that_cannot_be_written_is_missing(monkeypatch):
