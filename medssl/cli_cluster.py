@@ -243,8 +243,9 @@ def submit_to_ray(
         text, asked = _alone(sweep), planning.load(sweep)
         _plan(asked)
         name = rayjob.name(asked.name, planning.code_version(), text)
-        options = {"--store": store, "--data": data, "--budget-hours": budget_hours}
-        more = [part for key, value in options.items() if value for part in (key, str(value))]
+        hours = None if budget_hours is None else f"{budget_hours:g}"
+        options = {"--store": store, "--data": data, "--budget-hours": hours}
+        more = [part for key, value in options.items() if value for part in (key, value)]
         did = remote.submit(address, name, sweep, text, more, working_dir)
         typer.echo(f"job {name}: {did}")
         typer.echo(f"follow it: ray job logs --address {address} --follow {name}")

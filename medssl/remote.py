@@ -39,7 +39,7 @@ def submit(
         if working_dir:
             hidden = shutil.ignore_patterns(".*", "__pycache__", "medssl-store")
             shutil.copytree(working_dir, sent, ignore=hidden)
-        (sent / "sweep").mkdir(parents=True)
+        (sent / "sweep").mkdir(parents=True, exist_ok=True)
         (sent / "sweep" / sweep.name).write_text(text)
         command = ["python", "-m", "medssl", "run", f"sweep/{sweep.name}", *options]
         client.submit_job(
