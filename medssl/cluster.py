@@ -257,15 +257,17 @@ class Cluster:
         """Applies both; "made", "changed", "as it was" or, of an ended one, "ended".
 
         An ended one is made anew with `again`, or where it failed: what it finished is kept.
+        ValueError where another job of the sweep has not ended.
         """
         name = job["metadata"]["name"]
         before = self.get(RAY, "RayJob", name)
         if before and before["metadata"].get("deletionTimestamp"):
             self._until_gone(name)
             before = None
-        if before and (told := _job(before)).ended:
-            if told.ok and not again:
-                return "ended"
+        if before and (told := _job(before)).ended and told.ok and not again:
+            return "ended"
+        self._alone(job)
+        if before and told.ended:
             self.stop(name)
             before = None
         if before is None:
@@ -276,6 +278,19 @@ class Cluster:
         if before is None:
             return "made"
         return "as it was" if _same(before, after) else "changed"
+
+    def _alone(self, job: dict) -> None:
+        """ValueError where another job is at the sweep: a second driver is refused (alone.py), and
+        KubeRay would try it in one cluster after another."""
+        about = job["metadata"]
+        for body in self.find(RAY, "RayJob", f"{rayjob.SWEEP}={about['labels'][rayjob.SWEEP]}"):
+            other, going = _job(body), body["metadata"].get("deletionTimestamp")
+            if other.name != about["name"] and not other.ended and not going:
+                raise ValueError(
+                    f"job {other.name} is at the same sweep, with another file or code: wait until "
+                    f"it has ended, or `medssl cluster stop {other.name}`; what it has finished is "
+                    f"kept, and used"
+                )
 
     def stop(self, name: str) -> None:
         """Ends a job; its driver is told to, and its trials leave checkpoints."""

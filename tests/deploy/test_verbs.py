@@ -67,9 +67,9 @@ def medssl(config: Path, *asked: str, code: int = 0) -> str:
     return ended.output
 
 
-def grid(folder: Path, seed: int = 0) -> str:
+def grid(folder: Path, seed: int = 0, name: str = "tiny") -> str:
     file = folder / "tiny.py"
-    file.write_text(GRID.format(seed=seed))
+    file.write_text(GRID.format(seed=seed).replace("tiny", name))
     return str(file)
 
 
@@ -193,15 +193,31 @@ def test_submitted_twice_is_one_job(config, there, tmp_path):
     assert file["metadata"]["ownerReferences"][0]["uid"] == body["metadata"]["uid"]
     shape = there.get(clusters.RAY, "RayCluster", "medssl")["spec"]
     assert body["spec"]["rayClusterSpec"]["workerGroupSpecs"] == shape["workerGroupSpecs"]
+
+
+def test_another_file_is_another_job_and_comes_after_the_first(config, there, tmp_path):
+    medssl(config, "submit", grid(tmp_path))
+    (first,) = there.jobs()
+    said = medssl(config, "submit", grid(tmp_path, seed=1), code=2)
+    assert f"job {first.name} is at the same sweep" in said
+    assert f"`medssl cluster stop {first.name}`" in said
+    assert [job.name for job in there.jobs()] == [first.name]
+    assert "submitted" in medssl(config, "submit", grid(tmp_path, seed=1, name="tinier"))
+    status(config, first.name, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
     assert "submitted" in medssl(config, "submit", grid(tmp_path, seed=1))
-    assert len(there.jobs()) == 2  # another file is another job
+    assert "has ended well before" in medssl(config, "submit", grid(tmp_path))
+    said = medssl(config, "submit", grid(tmp_path), "--again", code=2)
+    assert "is at the same sweep" in said
+    assert there.get(clusters.RAY, "RayJob", first.name)
+    assert len(there.jobs()) == 3
 
 
 def test_submitting_takes_less_than_five_seconds(config, there, tmp_path):
     """Of the processor, at the best of three: a busy machine is not what is asked."""
     took = []
-    for seed in (3, 4, 5):
-        command = [sys.executable, "-m", "medssl", "cluster", "submit", grid(tmp_path, seed)]
+    for name in ("tiny-a", "tiny-b", "tiny-c"):
+        file = grid(tmp_path, name=name)
+        command = [sys.executable, "-m", "medssl", "cluster", "submit", file]
         before = os.times()
         subprocess.run(command, env=os.environ | {"KUBECONFIG": str(config)}, check=True)
         after = os.times()
