@@ -391,10 +391,18 @@ class Cluster:
         yield Finding(not old, f"{self.server} answers, Kubernetes {version}", upgrade)
         yield from self._check_rights()
         yield self._check_operator()
-        yield from self._check_target()
-        yield from self._check_nodes()
-        yield from self._check_quota()
-        yield self._check_storage()
+        for look in (
+            self._check_target,
+            self._check_nodes,
+            self._check_quota,
+            self._check_storage,
+        ):
+            try:
+                yield from look()
+            except _Away:
+                raise
+            except ValueError as no:  # what is refused hides nothing of the rest
+                yield Finding(None, str(no).partition(". Ask")[0])
 
     def _check_rights(self) -> Iterator[Finding]:
         refused = []
@@ -486,11 +494,12 @@ class Cluster:
                         "end what uses it (`medssl cluster status`), or have the quota raised",
                     )
 
-    def _check_storage(self) -> Finding:
+    def _check_storage(self) -> Iterator[Finding]:
         try:
             found = self.find("storage.k8s.io/v1", "StorageClass")
         except ValueError:
-            return Finding(None, "storage classes are not yours to see")
+            yield Finding(None, "storage classes are not yours to see")
+            return
         known = {body["metadata"]["name"] for body in found}
         claims = self.find("v1", "PersistentVolumeClaim")
         waiting = [c for c in claims if (c.get("status") or {}).get("phase") != "Bound"]
@@ -502,14 +511,15 @@ class Cluster:
             if (body["metadata"].get("annotations") or {}).get(mark) == "true"
         ]
         if asked - known:
-            return Finding(
+            yield Finding(
                 False,
                 f"no storage class {', '.join(sorted(asked - known))}",
                 f"name one of {', '.join(sorted(known)) or 'none there are'} in the target",
             )
-        if not default and any(c["spec"].get("storageClassName") is None for c in waiting):
-            return Finding(False, "no default storage class", "name one in the target's volumes")
-        return Finding(True, f"storage classes: {', '.join(sorted(known)) or 'none needed'}")
+        elif not default and any(c["spec"].get("storageClassName") is None for c in waiting):
+            yield Finding(False, "no default storage class", "name one in the target's volumes")
+        else:
+            yield Finding(True, f"storage classes: {', '.join(sorted(known)) or 'none needed'}")
 
     def _kuberay(self) -> None:
         from kubernetes.dynamic import exceptions

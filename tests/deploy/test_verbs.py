@@ -462,6 +462,51 @@ def test_rights_that_are_refused_are_listed(there, monkeypatch):
     assert "ask whoever runs the cluster" in found.remedy
 
 
+@pytest.fixture
+def somebody(config, monkeypatch):
+    """Asks for all that follows as a user who may do what RIGHTS says, and no more."""
+    about, rights = {"name": "somebody", "namespace": NAMESPACE}, "rbac.authorization.k8s.io"
+    rules = [{"apiGroups": [g], "resources": [r], "verbs": [v]} for v, g, r in clusters.RIGHTS]
+    role = {"apiVersion": f"{rights}/v1", "kind": "Role", "metadata": about, "rules": rules}
+    binding = {"apiVersion": f"{rights}/v1", "kind": "RoleBinding", "metadata": about}
+    binding["roleRef"] = {"apiGroup": rights, "kind": "Role", "name": "somebody"}
+    binding["subjects"] = [{"apiGroup": rights, "kind": "User", "name": "somebody"}]
+    made = kubectl(config, "apply", "-f", "-", given=yaml.safe_dump_all([role, binding]))
+    assert made.returncode == 0, made.stderr
+    start = clusters.Cluster.__init__
+
+    def as_somebody(self, *asked):
+        start(self, *asked)
+        self._api.set_default_header("Impersonate-User", "somebody")
+        self._api.set_default_header("Impersonate-Group", "system:authenticated")
+
+    monkeypatch.setattr(clusters.Cluster, "__init__", as_somebody)
+    yield
+    kubectl(config, "-n", NAMESPACE, "delete", "role,rolebinding", "somebody")
+
+
+def test_the_rights_that_check_asks_for_are_enough_and_what_is_refused_is_no_end(
+    config, there, somebody, tmp_path
+):
+    said = medssl(config, "check", code=1)  # for there is no operator
+    assert "you may run sweeps in namespace medssl" in said
+    assert "RayCluster medssl: cpu 1 cores" in said
+    assert "?       you may not see Secret medssl-ray" in said
+    assert "nodes are not yours to see" in said
+    assert "you may not list ResourceQuota" in said
+    assert "storage classes are not yours to see" in said
+    assert "submitted" in medssl(config, "submit", grid(tmp_path))
+    assert "nothing has changed" in medssl(config, "submit", grid(tmp_path))
+    (job,) = there.jobs()
+    status(config, job.name, jobDeploymentStatus="Initializing", rayClusterName="tiny-abc")
+    pod(config, "w-0", {"ray.io/cluster": "tiny-abc"}, **unscheduled("0/3 nodes"))
+    assert "waits for a node: 0/3 nodes" in medssl(config, "status")
+    assert f"job {job.name}: ended" in medssl(config, "stop", "tiny")
+    said = medssl(config, "up", KIND, code=2)
+    assert "you may not see Namespace medssl" in said
+    assert "Ask whoever runs the cluster" in said
+
+
 def test_check_finds_what_is_missing(config, there):
     found = {each.what: each for each in there.check()}
     assert found["KubeRay's kinds are there, but no operator"].ok is False
@@ -502,13 +547,14 @@ def test_check_knows_quota_storage_and_gpus(there, monkeypatch):
     monkeypatch.setattr(clusters.Cluster, "find", lambda self, api, kind, *_: objects[kind])
     (quota,) = there._check_quota()
     assert quota.what == "quota q: all of requests.nvidia.com/gpu is used (8)"
-    storage = there._check_storage()
+    (storage,) = there._check_storage()
     assert (storage.ok, storage.what) == (False, "no storage class fast")
     assert "slow" in storage.remedy
     (nodes,) = there._check_nodes()
     assert nodes.what == "2 nodes with 4 GPUs that pods may ask for"
     objects["PersistentVolumeClaim"] = [claim | {"spec": {}}]
-    assert there._check_storage().what == "no default storage class"
+    (storage,) = there._check_storage()
+    assert storage.what == "no default storage class"
     objects["Node"] = []
     card = {"containers": [{"resources": {"limits": {"nvidia.com/gpu": 1}}}]}
     group = {"groupName": "g", "template": {"spec": card}}
