@@ -61,6 +61,10 @@ PULL = (
     "the image cannot be pulled: push it, name it in the target's images:, and give the namespace "
     "a pull secret if its registry asks for one"
 )
+FULL = (
+    "end what uses it (`medssl cluster status` lists jobs, `stop` ends one), or have the quota "
+    "raised"
+)
 REMEDIES = {  # of why a container waits
     "ErrImagePull": PULL,
     "ImagePullBackOff": PULL,
@@ -326,17 +330,25 @@ class Cluster:
             job.pods.append(f"{pod['metadata']['name']}  {told}")
             if remedy and remedy not in job.remedies:
                 job.remedies.append(remedy)
+        for event in self._events(job.name, name or "", reason="FailedToCreate"):
+            told = event.get("message") or ""
+            job.pods.append(f"{event['reason']} at {event.get('lastTimestamp') or '?'}: {told}")
+            if "exceeded quota" in told and FULL not in job.remedies:
+                job.remedies.append(FULL)
         with contextlib.suppress(ValueError):
             lines = [line for line in self.log(job.name, tail=20) if line.strip()]
             job.last = lines[-1] if lines else ""
         return job
 
-    def _events(self, name: str) -> list[dict]:
-        return [
-            event
-            for event in self.find("v1", "Event")
-            if (event.get("involvedObject") or {}).get("name") == name
-        ]
+    def _events(self, *names: str, reason: str = "") -> list[dict]:
+        """Of objects with those names, the last of each reason; of those that begin so."""
+        last = {}
+        for event in self.find("v1", "Event"):
+            why, of = event.get("reason") or "", event.get("involvedObject") or {}
+            at = event.get("lastTimestamp") or ""
+            if of.get("name") in names and why.startswith(reason):
+                last[why] = max((at, event), last.get(why, ("", {})), key=lambda pair: pair[0])
+        return [event for _, event in last.values()]
 
     def follow(self, name: str, say: Callable[[str], None]) -> Iterator[Job]:
         """A job whenever it has changed, until it has ended; a server that is away is awaited."""
@@ -491,7 +503,7 @@ class Cluster:
                     yield Finding(
                         False,
                         f"quota {name}: all of {what} is used ({hard})",
-                        "end what uses it (`medssl cluster status`), or have the quota raised",
+                        FULL,
                     )
 
     def _check_storage(self) -> Iterator[Finding]:
@@ -641,9 +653,7 @@ def _sentences(server: str, doing: str) -> Iterator[None]:
         if no.status == 401:
             raise ValueError(f"{server} does not know you: log in again ({told})") from None
         if no.status == 403 and "exceeded quota" in told:
-            raise ValueError(
-                f"{told}: end what uses it (`medssl cluster status`), or have the quota raised"
-            ) from None
+            raise ValueError(f"{told}: {FULL}") from None
         if no.status == 403 and "being terminated" in told:
             raise ValueError(
                 f"cannot {doing}: its namespace is being deleted; wait until `kubectl get "
@@ -745,7 +755,7 @@ def _pod(pod: dict, events: Callable[[str], list[dict]]) -> tuple[str, str]:
 
 def _for_a_node(pod: dict, why: str, events: Callable[[str], list[dict]]) -> str:
     told = {event.get("reason") for event in events(pod["metadata"]["name"])}
-    if "TriggeredScaleUp" in told:
+    if {"TriggeredScaleUp", "Nominated"} & told:  # the cluster autoscaler's word, and Karpenter's
         return "a node is being added: minutes, or longer where the provider has none to give"
     if f"Insufficient {GPU}" in why or "NotTriggerScaleUp" in told:
         return (

@@ -338,9 +338,38 @@ def test_status_says_why_a_pod_waits_and_what_to_do(config, there, tmp_path, fie
 def test_a_node_that_is_being_added_is_awaited(config, there):
     pod(config, "w-1", {}, **unscheduled("Insufficient nvidia.com/gpu"))
     (found,) = there.find("v1", "Pod")
-    adds = [{"reason": "TriggeredScaleUp"}]
-    assert clusters._pod(found, lambda name: adds)[1].startswith("a node is being added")
+    for reason in ("TriggeredScaleUp", "Nominated"):
+        adds = [{"reason": reason}]
+        assert clusters._pod(found, lambda name, adds=adds: adds)[1].startswith("a node is being")
     assert clusters._pod(found, lambda name: [])[1].startswith("no node has the GPUs")
+
+
+def test_status_says_what_kuberay_could_not_make(config, there, tmp_path):
+    """A pod that a quota forbids is nowhere but in an event of its cluster."""
+    medssl(config, "submit", grid(tmp_path))
+    (job,) = there.jobs()
+    status(config, job.name, jobDeploymentStatus="Running", rayClusterName="tiny-abc")
+    why = "Failed to create worker Pod: exceeded quota: medssl, requested: pods=1"
+    for number, (of, reason, told) in enumerate(
+        [
+            ("tiny-abc", "FailedToCreateWorkerPod", "an older one"),
+            ("tiny-abc", "FailedToCreateWorkerPod", why),
+            ("tiny-abc", "CreatedWorkerPod", "made one"),
+            ("another", "FailedToCreateHeadPod", "not ours"),
+        ]
+    ):
+        event = {"apiVersion": "v1", "kind": "Event", "reason": reason, "message": told}
+        event |= {"metadata": {"name": f"e-{number}", "namespace": NAMESPACE}, "type": "Warning"}
+        event |= {"involvedObject": {"kind": "RayCluster", "name": of, "namespace": NAMESPACE}}
+        event |= {"lastTimestamp": f"2026-11-22T06:0{number}:00Z"}
+        made = kubectl(config, "create", "-f", "-", given=yaml.safe_dump(event))
+        assert made.returncode == 0, made.stderr
+    said = medssl(config, "status")
+    assert f"FailedToCreateWorkerPod at 2026-11-22T06:01:00Z: {why}" in said
+    assert "have the quota raised" in said
+    for absent in ("an older one", "made one", "not ours"):
+        assert absent not in said
+    kubectl(config, "-n", NAMESPACE, "delete", "events", "--all")
 
 
 def test_stop_ends_one_job_and_says_of_none(config, there, tmp_path):
