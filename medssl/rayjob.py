@@ -27,6 +27,8 @@ READY_S = 1800  # until the head is there
 AGAIN_S = {"SUCCEEDED": 60, "FAILED": 600}  # seconds that a cluster is kept after its job, for logs
 SUBMITTER = {"cpu": "500m", "memory": "512Mi"}
 TOKEN = "medssl-ray"  # the Secret
+WHERE = "nodeSelector", "affinity", "tolerations", "priorityClassName"
+STAY = "cluster-autoscaler.kubernetes.io/safe-to-evict", "karpenter.sh/do-not-disrupt"
 QUEUE = "kueue.x-k8s.io/queue-name"
 PART_OF, SWEEP, CODE = "app.kubernetes.io/part-of", "medssl.io/sweep", "medssl.io/code"
 
@@ -150,7 +152,7 @@ def ray_job(
             "activeDeadlineSeconds": deadline_s,
             "preRunningDeadlineSeconds": READY_S,
             **ending,
-            "submitterPodTemplate": _submitter(head, pod, of),
+            "submitterPodTemplate": _submitter(cluster["headGroupSpec"]["template"], of),
             "rayClusterSpec": cluster,
         },
     }
@@ -161,9 +163,12 @@ def _set(of: dict, field: str, entry: dict) -> None:
     of[field] = [one for one in of.get(field) or [] if one["name"] != entry["name"]] + [entry]
 
 
-def _submitter(head: dict, pod: dict, of: dict[str, str]) -> dict:
-    """The pod that hands the job over and repeats what its driver says: KubeRay adds the command
-    and the address."""
+def _submitter(template: dict, of: dict[str, str]) -> dict:
+    """The pod that hands the job over and repeats what its driver says, beside the head and no
+    easier to move: where it is lost thrice, the job is. KubeRay adds the command and the address.
+    """
+    pod = template["spec"]
+    head = pod["containers"][0]
     token = {"secretKeyRef": {"name": TOKEN, "key": "auth_token"}}
     container = {
         "name": "ray-job-submitter",
@@ -182,12 +187,16 @@ def _submitter(head: dict, pod: dict, of: dict[str, str]) -> dict:
     spec = {
         "serviceAccountName": "medssl-submitter",
         "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
         "restartPolicy": "Never",
         "containers": [container],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}],
     }
-    for field in ("securityContext", "imagePullSecrets", "nodeSelector", "tolerations"):
+    for field in ("securityContext", "imagePullSecrets", *WHERE):
         if field in pod:
             spec[field] = copy.deepcopy(pod[field])
-    component = {"app.kubernetes.io/component": "submitter"}
-    return {"metadata": {"labels": of | component}, "spec": spec}
+    about = {"labels": of | {"app.kubernetes.io/component": "submitter"}}
+    has = template.get("metadata", {}).get("annotations", {})
+    if stay := {name: has[name] for name in STAY if name in has}:
+        about["annotations"] = stay
+    return {"metadata": about, "spec": spec}

@@ -27,8 +27,10 @@ SHAPE = {
     "rayVersion": "2.60.0",
     "headGroupSpec": {
         "template": {
+            "metadata": {"annotations": {"karpenter.sh/do-not-disrupt": "true", "fuse": "true"}},
             "spec": {
                 "nodeSelector": {"pool": "on-demand"},
+                "affinity": {"nodeAffinity": {}},
                 "containers": [
                     {
                         "name": "ray-head",
@@ -39,7 +41,7 @@ SHAPE = {
                     }
                 ],
                 "volumes": [{"name": "store", "emptyDir": {}}],
-            }
+            },
         }
     },
     "workerGroupSpecs": [group(limits=HAS, requests=HAS)],
@@ -165,6 +167,8 @@ def test_the_submitter_is_as_restricted_as_the_head():
     assert pod["automountServiceAccountToken"] is False
     assert pod["serviceAccountName"] == "medssl-submitter"
     assert pod["nodeSelector"] == {"pool": "on-demand"}
+    assert pod["affinity"] == {"nodeAffinity": {}}
+    assert template["metadata"]["annotations"] == {"karpenter.sh/do-not-disrupt": "true"}
     assert container["image"] == "medssl:1"
     assert container["securityContext"] == {"readOnlyRootFilesystem": True}
     assert container["resources"]["limits"] == container["resources"]["requests"]
