@@ -107,11 +107,11 @@ class Cluster:
 
         self.namespace = namespace
         try:
-            if context is None and "KUBERNETES_SERVICE_HOST" in os.environ:  # we are in a pod of it
+            known = os.environ.get("KUBECONFIG")
+            if not (context or known) and "KUBERNETES_SERVICE_HOST" in os.environ:  # we are a pod
                 config.load_incluster_config()
             else:
-                known = os.environ.get("KUBECONFIG") or "~/.kube/config"
-                config.load_kube_config(config_file=known, context=context)
+                config.load_kube_config(config_file=known or "~/.kube/config", context=context)
         except (config.ConfigException, OSError) as no:
             raise ValueError(
                 f"no cluster ({str(no).rstrip('.')}): name a kubeconfig in KUBECONFIG (your "
@@ -220,7 +220,15 @@ class Cluster:
         return made
 
     def down(self, everything: bool, say: Callable[[str], None]) -> None:
-        """Ends what runs; with `everything` volumes, secrets and the namespace too."""
+        """Ends what runs; with `everything` volumes, secrets and the namespace too, if it is one
+        that `up` has made."""
+        if everything:
+            found = self.get("v1", "Namespace", self.namespace) or {"metadata": {}}
+            if (found["metadata"].get("labels") or {}).get(rayjob.PART_OF) != "medssl":
+                raise ValueError(
+                    f"namespace {self.namespace} is none that `medssl cluster up` has made: it is "
+                    f"not deleted"
+                )
         for api, kind in STOPPED:
             with contextlib.suppress(_NoKind):
                 for body in self.find(api, kind, f"{rayjob.PART_OF}=medssl"):
@@ -228,7 +236,10 @@ class Cluster:
                     say(f"{kind} {body['metadata']['name']}: deleted")
         if everything:
             self.delete("v1", "Namespace", self.namespace)
-            say(f"Namespace {self.namespace}: deleted, with its volumes and secrets")
+            say(
+                f"Namespace {self.namespace}: deleted, with its claims and secrets; disks of a "
+                f"class that retains them are left: see `kubectl get pv`"
+            )
             return
         kept = [body["metadata"]["name"] for body in self.find("v1", "PersistentVolumeClaim")]
         say(f"kept: volumes {', '.join(kept) or 'none'}; secrets, accounts and policies")

@@ -675,3 +675,37 @@ def test_down_ends_what_runs_and_keeps_what_was_made(config, there, tmp_path):
     assert there.jobs() == []
     assert there.get("v1", "Secret", "medssl-mlflow")
     assert "RayCluster medssl: made" in medssl(config, "up", KIND)
+
+
+def test_down_with_everything_asks_and_takes_no_namespace_but_medssl_s(config, there):
+    kubectl(config, "create", "namespace", "theirs")
+    asked = "down", "--everything", "--namespace"
+    said = medssl(config, *asked, "theirs", "--yes", code=2)
+    assert "namespace theirs is none that `medssl cluster up` has made" in said
+    assert "is none that" in medssl(config, *asked, "absent", "--yes", code=2)
+    assert "Delete namespace medssl" in medssl(config, *asked, NAMESPACE, code=1)  # no answer
+    assert there.get(clusters.RAY, "RayCluster", "medssl")
+    for name in ("theirs", NAMESPACE):
+        found = there.get("v1", "Namespace", name)
+        assert "deletionTimestamp" not in found["metadata"]
+    label = f"{clusters.rayjob.PART_OF}=medssl"
+    kubectl(config, "label", "namespace", "theirs", label)
+    said = medssl(config, *asked, "theirs", "--yes")
+    assert "Namespace theirs: deleted" in said
+    left = there.get("v1", "Namespace", "theirs")
+    assert left is None or left["metadata"]["deletionTimestamp"]
+
+
+def test_a_pod_speaks_to_its_own_cluster_unless_it_is_told_another(config, monkeypatch):
+    from kubernetes import config as known
+
+    def here():
+        raise known.ConfigException("asked its own")
+
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setattr(known, "load_incluster_config", here)
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    assert clusters.Cluster().server.startswith("https://127.0.0.1")
+    monkeypatch.delenv("KUBECONFIG")
+    with pytest.raises(ValueError, match="asked its own"):
+        clusters.Cluster()
