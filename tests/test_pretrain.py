@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import io
 import math
+import os
+import pickle
 
 import numpy as np
 import pytest
@@ -10,9 +13,10 @@ import torch
 from timm.models import VGG
 
 from medssl import pretrain as room
-from medssl import registry
+from medssl import registry, trial
 from medssl._work import Checkpoint
 from medssl.datasets import Images
+from medssl.evals import _training
 from medssl.methods import Step
 from medssl.pretrain import NotFinite, learning_rate, order, pretrain
 from medssl.spec import EncoderSpec, settings
@@ -421,3 +425,25 @@ def test_a_collapsed_run_ends_early_where_that_was_asked(monkeypatch):
     assert len(asked.curve) == 2
     assert asked.notes == ["ended after 2 of 5 epochs: collapsed"]
     assert len(pretrain(spec(epochs=5), images(), CPU).curve) == 5
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("reader", ["pretraining", "evaluation", "whether it can be read"])
+def test_code_in_a_checkpoint_is_not_run(reader, tmp_path):
+    file = io.BytesIO()
+    torch.save({"method": Evil(tmp_path / "ran")}, file)
+    read = {
+        "pretraining": lambda content: room.restore(content, None, None, CPU),
+        "evaluation": lambda content: _training.restore(content, torch.nn.Linear(1, 1), None, None),
+        "whether it can be read": trial._loadable,
+    }[reader]
+    with pytest.raises(pickle.UnpicklingError):
+        read(file.getvalue())
+    assert not (tmp_path / "ran").exists()

@@ -144,6 +144,16 @@ def test_workers_come_when_they_are_needed_and_tell_ray_when_they_go(target, obj
     assert ("nvidia.com/gpu" in shapes[0]["limits"]) == (int(quota) > 0) == (target != "kind")
 
 
+def test_the_quota_bounds_what_a_bill_can_be(target, objects):
+    hard = one(objects, "ResourceQuota", "medssl")["spec"]["hard"]
+    assert (hard["services.loadbalancers"], hard["services.nodeports"]) == ("0", "0")
+    groups = one(objects, "RayCluster", "medssl")["spec"]["workerGroupSpecs"]
+    gpus = sum(group["maxReplicas"] for group in groups) if target != "kind" else 0
+    assert int(hard["requests.nvidia.com/gpu"]) == gpus  # one sweep may have all of it
+    assert int(hard["pods"]) > gpus
+    assert int(hard["count/rayjobs.ray.io"]) > 0
+
+
 def on_spot(spec: dict) -> bool | None:
     """Whether a pod asks for a spot machine; None where it may get either."""
     chosen = spec.get("nodeSelector", {})
