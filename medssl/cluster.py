@@ -155,7 +155,7 @@ class Cluster:
             try:
                 resource = self._kinds.resources.get(api_version=api, kind=kind)
             except exceptions.ResourceNotFoundError:
-                raise ValueError(_no_kind(api, kind)) from None
+                raise _NoKind(_no_kind(api, kind)) from None
             if resource.namespaced:
                 asked["namespace"] = self.namespace
             try:

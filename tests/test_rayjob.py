@@ -124,6 +124,7 @@ def test_a_code_version_is_a_label():
     assert of[rayjob.SWEEP] == "my-sweep"
     assert of[rayjob.CODE].startswith("0.1.0-files.abc-def")
     assert len(of[rayjob.CODE]) == 63
+    assert rayjob.labels("s", "a" * 62 + "-b")[rayjob.CODE] == "a" * 62  # ends as a label may
 
 
 def test_the_cluster_is_the_shape_and_the_head_gets_the_sweep():
@@ -141,6 +142,7 @@ def test_the_cluster_is_the_shape_and_the_head_gets_the_sweep():
     assert json.loads(env["MEDSSL_NODES"]) == [{"CPU": 4, "GPU": 1.0, "most": 4}]
     mounts = {each["mountPath"]: each["name"] for each in head["volumeMounts"]}
     assert mounts == {"/store": "store", "/sweep": "sweep"}
+    assert head["volumeMounts"][-1]["readOnly"] is True
     assert {"name": "sweep", "configMap": {"name": "my-sweep-1"}} in pod["volumes"]
     assert spec["entrypoint"] == "medssl run /sweep/mine.py --failed-is-done"
     assert job(asked=("--budget-hours", "3"))["spec"]["entrypoint"].endswith(" --budget-hours 3")
@@ -150,7 +152,8 @@ def test_a_job_is_tried_again_and_leaves_no_cluster():
     spec = job(deadline_s=99)["spec"]
     assert spec["backoffLimit"] == 3
     assert spec["activeDeadlineSeconds"] == 99
-    assert spec["preRunningDeadlineSeconds"] > 0
+    assert spec["submissionMode"] == "K8sJobMode"
+    assert 600 < spec["preRunningDeadlineSeconds"] <= 3600  # a node must come, and pull 7 GB
     assert "shutdownAfterJobFinishes" not in spec  # KubeRay takes that or rules, not both
     ended = [
         (rule["condition"].get("jobStatus"), rule["condition"].get("jobDeploymentStatus"))
@@ -158,6 +161,8 @@ def test_a_job_is_tried_again_and_leaves_no_cluster():
         if rule["policy"] == "DeleteCluster"
     ]
     assert ended == [("SUCCEEDED", None), ("FAILED", None), (None, "Failed")]
+    kept = [rule["condition"]["ttlSeconds"] for rule in spec["deletionStrategy"]["deletionRules"]]
+    assert max(kept) <= 600  # "none ten minutes after the sweep", say the targets
 
 
 def test_the_submitter_is_as_restricted_as_the_head():
@@ -173,8 +178,15 @@ def test_the_submitter_is_as_restricted_as_the_head():
     assert container["securityContext"] == {"readOnlyRootFilesystem": True}
     assert container["resources"]["limits"] == container["resources"]["requests"]
     assert "command" not in container  # KubeRay's
+    assert pod["restartPolicy"] == "Never"  # a Job takes no Always
+    assert pod["enableServiceLinks"] is False
     env = {each["name"]: each for each in container["env"]}
-    assert env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "medssl-ray"
+    assert (
+        env["HOME"]["value"] == container["volumeMounts"][0]["mountPath"]
+    )  # all that it may write
+    assert env["RAY_AUTH_MODE"]["value"] == "token"
+    asked = env["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+    assert asked == {"name": "medssl-ray", "key": "auth_token"}
 
 
 def test_a_queue_of_kueues_gets_the_job_and_no_rules():
@@ -182,6 +194,7 @@ def test_a_queue_of_kueues_gets_the_job_and_no_rules():
     assert made["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
     assert "deletionStrategy" not in made["spec"]
     assert made["spec"]["shutdownAfterJobFinishes"] is True
+    assert made["spec"]["ttlSecondsAfterFinished"] <= 600
     assert "kueue.x-k8s.io/queue-name" not in job()["metadata"]["labels"]
 
 

@@ -11,6 +11,8 @@ import pytest
 import scan
 import yaml
 
+from medssl import cluster, rayjob
+
 DEPLOY = api.ROOT / "deploy"
 PYPROJECT = tomllib.loads((api.ROOT / "pyproject.toml").read_text())
 KUBERNETES = "1.37"  # whose schemas the objects must meet; kube/ has an older server
@@ -39,6 +41,19 @@ def pod(objects: list[dict], end: str) -> scan.Pod:
 
 def test_there_is_nothing_that_must_not_be_there(objects):
     assert scan.scan(objects) == []
+
+
+def test_nor_is_there_in_a_sweep_s_job(objects):
+    """As `medssl cluster submit` makes it of the target: its submitter too."""
+    of, shape = rayjob.labels("tiny", "0.1.0+abc"), one(objects, "RayCluster", "medssl")["spec"]
+    made = rayjob.ray_job("tiny-1", "medssl", of, "tiny.py", shape, 60)
+    assert scan.scan([*objects, made]) == []
+    submitter, head = pod([made], "/submitter"), pod([made], "/head")
+    assert scan.reaches(objects, submitter, head, 8265)
+    assert on_spot(submitter.spec) is on_spot(head.spec)
+    kept = submitter.spec["containers"][0]["env"]
+    (asked,) = (e["valueFrom"]["secretKeyRef"] for e in kept if "valueFrom" in e)
+    assert (asked["name"], [asked["key"]]) in cluster.SECRETS.items()
 
 
 def test_core_kinds_are_those_of_a_recent_kubernetes(objects):
@@ -94,10 +109,8 @@ def test_names_are_those_that_the_parts_agreed_on(objects):
             for variable in container.get("env", ()):
                 if ref := variable.get("valueFrom", {}).get("secretKeyRef"):
                     asked.setdefault(ref["name"], set()).add(ref["key"])
-    assert asked == {
-        "medssl-postgres": {"password"},
-        "medssl-mlflow": {"admin-password", "flask-secret", "sweep-password"},
-    }
+    asked["medssl-ray"] = {"auth_token"}  # KubeRay's
+    assert asked == {name: set(keys) for name, keys in cluster.SECRETS.items()}
 
 
 def test_what_pods_ask_for_is_there(objects):

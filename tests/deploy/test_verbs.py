@@ -5,6 +5,7 @@ No operator runs there, so the tests write the statuses that KubeRay would.
 
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -20,7 +21,7 @@ import yaml
 from api import ROOT, kubectl
 from typer.testing import CliRunner
 
-from medssl import cli, cli_cluster  # noqa: F401  its verbs
+from medssl import cli, cli_cluster
 from medssl import cluster as clusters
 
 GRID = """
@@ -709,3 +710,158 @@ def test_a_pod_speaks_to_its_own_cluster_unless_it_is_told_another(config, monke
     monkeypatch.delenv("KUBECONFIG")
     with pytest.raises(ValueError, match="asked its own"):
         clusters.Cluster()
+
+
+class Said:
+    """A pod's log, as the client hands it over: bytes, line by line."""
+
+    def __init__(self, text: bytes):
+        self.asked, self.text = [], text
+
+    def __call__(self, _, pod: str, namespace: str, **how):
+        self.asked.append((pod, namespace, how["tail_lines"], how["follow"]))
+        return iter(self.text.splitlines(keepends=True))
+
+
+def test_logs_are_the_newest_submitter_s_and_status_shows_the_last_line(
+    config, there, tmp_path, monkeypatch
+):
+    from kubernetes import client
+
+    said = Said("3 cells\nKörper: 2 done, 1 missing\n \n".encode())
+    monkeypatch.setattr(client.CoreV1Api, "read_namespaced_pod_log", lambda *a, **k: said(*a, **k))
+    medssl(config, "submit", grid(tmp_path))
+    (job,) = there.jobs()
+    assert "nothing is running of" in medssl(config, "logs", code=2)
+    pod(config, "first", {"job-name": job.name}, phase="Failed")
+    time.sleep(1.1)  # ages are whole seconds
+    pod(config, "again", {"job-name": job.name}, phase="Running")
+    assert medssl(config, "logs", "tiny", "--follow").splitlines()[:2] == [
+        "3 cells",
+        "Körper: 2 done, 1 missing",
+    ]
+    assert said.asked[-1] == ("again", NAMESPACE, None, True)
+    assert "    Körper: 2 done, 1 missing\n" in medssl(config, "status")
+    assert said.asked[-1] == ("again", NAMESPACE, 20, False)
+
+
+def test_status_of_a_file_says_how_far_its_store_is(config, there, tmp_path):
+    medssl(config, "submit", file := grid(tmp_path))
+    said = medssl(config, "status", file)
+    assert "its store is /store, in the cluster: see its last line above" in said
+    said = medssl(config, "status", file, "--store", str(tmp_path))
+    assert "cells 0/3" in said
+    assert "its store is" not in said
+
+
+def test_submit_can_wait_for_the_end(config, there, tmp_path):
+    told = []
+
+    def wait():
+        told.append(medssl(config, "submit", grid(tmp_path), "--wait", code=1))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    _until(lambda: there.jobs())
+    (job,) = there.jobs()
+    status(config, job.name, jobDeploymentStatus="Failed", jobStatus="FAILED", message="why")
+    thread.join(60)
+    assert "Failed FAILED: why" in told[0]
+
+
+def test_a_job_that_is_gone_is_given_up(there, monkeypatch):
+    monkeypatch.setattr(clusters, "LOOK_S", 0.01)
+    monkeypatch.setattr(clusters, "GONE_S", 0.1)
+    with pytest.raises(ValueError, match="no job absent: it was deleted, or never was there"):
+        list(there.follow("absent", print))
+
+
+def test_ui_shows_what_runs_until_it_is_stopped(config, there, monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    shown = []
+    monkeypatch.setattr(clusters.Cluster, "forward", lambda self, *asked: shown.append(asked))
+    monkeypatch.setattr(cli_cluster.time, "sleep", stop)
+    pod(config, "m-0", {"app.kubernetes.io/component": "mlflow"}, phase="Pending")
+    said = medssl(config, "ui", code=1)
+    assert said.splitlines() == ["MLflow: no pod of it runs", "Ray's dashboard: no pod of it runs"]
+    pod(config, "m-1", {"app.kubernetes.io/component": "mlflow"}, phase="Running")
+    pod(config, "w-0", {"ray.io/node-type": "worker"}, phase="Running")
+    pod(config, "h-0", {"ray.io/node-type": "head"}, phase="Running")
+    said = medssl(config, "ui", "--mlflow-port", "5001")
+    assert shown == [("m-1", 5000, 5001), ("h-0", 8265, 8265)]
+    assert "MLflow: http://127.0.0.1:5001" in said
+    assert "Ray's dashboard: http://127.0.0.1:8265" in said
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "says"),
+    [
+        (403, "exceeded quota: medssl, requested: pods=1", "have the quota raised"),
+        (403, "namespace medssl is being terminated", "its namespace is being deleted; wait"),
+        (403, "User u cannot create pods", "you may not apply it: User u cannot create pods. Ask"),
+        (409, "conflict with gitops", "should let go of it"),
+        (422, "field is immutable", "made, not changed: delete it first"),
+        (422, "is invalid", "cannot apply it: is invalid"),
+    ],
+)
+def test_what_a_server_refuses_is_a_sentence_with_a_remedy(code, told, says):
+    from kubernetes.client import ApiException
+
+    no = ApiException(status=code, reason="no")
+    no.body = json.dumps({"message": told})
+    with (
+        pytest.raises(ValueError, match=re.escape(says)) as refused,
+        clusters._sentences("S", "apply it"),
+    ):
+        raise no
+    assert "{" not in str(refused.value)
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+def test_a_server_that_cannot_answer_now_is_away(code):
+    from kubernetes.client import ApiException
+
+    with (
+        pytest.raises(clusters._Away, match=f"S is away .{code} busy"),
+        clusters._sentences("S", ""),
+    ):
+        raise ApiException(status=code, reason="busy")
+
+
+def test_where_the_operator_is_absent_all_verbs_say_so(config, there, tmp_path, monkeypatch):
+    from kubernetes.dynamic.exceptions import ResourceNotFoundError
+
+    get = type(there._kinds.resources).get
+
+    def without(self, **asked):
+        if asked["api_version"] == clusters.RAY:
+            raise ResourceNotFoundError
+        return get(self, **asked)
+
+    monkeypatch.setattr(type(there._kinds.resources), "get", without)
+    for asked in (["up", KIND], ["submit", grid(tmp_path)], ["status"], ["stop", "tiny"]):
+        said = medssl(config, *asked, code=2)
+        assert "KubeRay's operator is absent, install it: helm install kuberay-operator" in said
+    said = medssl(config, "check", code=1)
+    assert "missing KubeRay is absent" in said
+    assert "helm install kuberay-operator" in said
+    kinds = [(clusters.RAY, "RayJob"), ("apps/v1", "DaemonSet")]  # and of the others none is there
+    monkeypatch.setattr(clusters, "STOPPED", kinds)
+    assert medssl(config, "down").startswith("kept: volumes medssl-")
+
+
+def test_a_lost_volume_and_a_waiting_init_container_are_seen(there, monkeypatch):
+    claims = [{"metadata": {"name": "c"}, "status": {"phase": "Lost"}}]
+    monkeypatch.setattr(clusters.Cluster, "find", lambda *_: claims)
+    assert "volume c is lost" in [found.what for found in there._check_target()]
+    waits = {"image": "medssl:0", "state": {"waiting": {"reason": "CreateContainerConfigError"}}}
+    told, remedy = clusters._pod({"status": {"initContainerStatuses": [waits]}}, lambda _: [])
+    assert told == "waits: CreateContainerConfigError medssl:0"
+    assert "`medssl cluster up` makes it" in remedy
+
+
+def test_a_job_that_kuberay_finds_invalid_has_ended():
+    assert clusters.Job("j", "s", "ValidationFailed", "").ended
+    assert not clusters.Job("j", "s", "Retrying", "FAILED").ended
