@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from medssl import doctor
 from medssl.cli import app
+from medssl.store import open_store
 
 SECRET = "s3cret-word"
 
@@ -37,6 +38,7 @@ def mlflow(code: int, seen: list):
 def test_this_machine_lacks_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "SHARED_GIB", 0)
     (tmp_path / "breastmnist.npz").write_bytes(b"")
+    (tmp_path / "notes.txt").write_bytes(b"")
     asked = ["doctor", "--store", str(tmp_path / "store"), "--data", str(tmp_path)]
     done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0, done.output
@@ -44,13 +46,17 @@ def test_this_machine_lacks_nothing(tmp_path, monkeypatch):
         assert f"ok      {what}" in done.output
     assert f"data {tmp_path}: 1 files of MedMNIST" in done.output
     assert "missing" not in done.output
-    assert list(tmp_path.iterdir()) == [tmp_path / "breastmnist.npz"]  # nothing was left or made
+    assert "MLflow" not in done.output
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"breastmnist.npz", "notes.txt"}  # nothing was left or made
 
 
 def test_what_is_missing_is_said_with_its_remedy_and_exit_code_1(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "medssl.methods._solo", None)  # an import of it fails
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     done = CliRunner().invoke(app, ["doctor", "--store", str(tmp_path)])
     assert done.exit_code == 1
+    assert "missing MLflow http://127.0.0.1:" in done.output
     lines = done.output.splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("missing"))
     assert "solo-learn" in lines[at]
@@ -225,6 +231,13 @@ def test_a_bucket_that_cannot_be_written_is_missing(monkeypatch):
     monkeypatch.setattr("medssl.store.open_store", refused)
     found = doctor._store(f"s3://bucket/x?access_key=1&secret_key={SECRET}")
     assert (found.ok, found.what) == (False, "store s3://bucket/x: AccessDenied")
+
+
+def test_a_bucket_that_can_be_written_is_left_as_it_was(tmp_path, monkeypatch):
+    kept = open_store(tmp_path)
+    monkeypatch.setattr("medssl.store.open_store", lambda _: kept)
+    assert doctor._store("s3://bucket/x").ok
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_runs_without_torch(tmp_path):

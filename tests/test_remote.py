@@ -75,7 +75,11 @@ def test_a_checkout_travels_too_without_what_is_hidden_or_results(tmp_path, hand
 
 @pytest.mark.parametrize(
     ("status", "says", "anew"),
-    [("RUNNING", "is running already", False), ("STOPPED", "submitted", True)],
+    [
+        ("RUNNING", "is running already", False),
+        ("PENDING", "is pending already", False),
+        ("STOPPED", "submitted", True),
+    ],
 )
 def test_a_job_that_runs_is_left_and_one_that_has_ended_is_made_anew(
     tmp_path, handed, status, says, anew

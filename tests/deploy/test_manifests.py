@@ -1,6 +1,7 @@
 """What the manifests of every target promise, without a cluster."""
 
 import copy
+import ipaddress
 import re
 import shutil
 import tomllib
@@ -133,6 +134,65 @@ def test_the_head_schedules_and_computes_nothing(objects):
     assert spec["autoscalerOptions"]["version"] == "v2"
     env = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
     assert {e["name"] for e in env} == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+    user, password = sorted(env, key=lambda e: e["name"], reverse=True)
+    assert user["value"] == "medssl"  # no admin
+    assert password["valueFrom"]["secretKeyRef"]["key"] == "sweep-password"
+    assert told["dashboard-host"] == "0.0.0.0"  # for submitter and operator, by policy alone
+
+
+def test_what_ray_s_pods_hold_is_bounded_and_nobody_moves_them(target, objects):
+    spec = one(objects, "RayCluster", "medssl")["spec"]
+    assert spec["autoscalerOptions"]["idleTimeoutSeconds"] <= 300  # "give machines back"
+    for group in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
+        assert int(group["rayStartParams"]["object-store-memory"]) <= 1e9  # it is the pod's memory
+        stay = group["template"]["metadata"]["annotations"]
+        assert stay["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+        assert stay["karpenter.sh/do-not-disrupt"] == "true"
+    for group in spec["workerGroupSpecs"]:
+        mounts = group["template"]["spec"]["containers"][0]["volumeMounts"]
+        read = {mount["mountPath"] for mount in mounts if mount.get("readOnly")}
+        assert read == {"/data", "/etc/medssl"}
+    for each in scan.pods(objects):  # volumes belong to who runs there
+        has = each.spec["securityContext"]
+        assert has["fsGroup"] == has["runAsUser"], each.where
+
+
+def test_a_head_is_not_evicted_and_tracking_restarts_one_by_one(objects):
+    budgets = {e["metadata"]["name"]: e["spec"] for e in objects if "Budget" in e["kind"]}
+    assert budgets["medssl-head"]["minAvailable"] > 32  # more than heads by quota
+    head, mlflow = pod(objects, "/head").labels, pod(objects, "ployment/medssl-mlflow").labels
+    assert scan.matches(budgets["medssl-head"]["selector"], head)
+    assert not scan.matches(budgets["medssl-head"]["selector"], mlflow)
+    assert budgets["medssl-tracking"]["maxUnavailable"] == 1
+    assert scan.matches(budgets["medssl-tracking"]["selector"], mlflow)
+
+
+def test_servers_have_probes_and_share_no_volume_with_their_next(objects):
+    for kind, name in (("Deployment", "medssl-mlflow"), ("StatefulSet", "medssl-postgres")):
+        made = one(objects, kind, name)["spec"]
+        (container,) = made["template"]["spec"]["containers"]
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert {"httpGet", "exec"} & set(container[probe]), (name, probe)
+        assert made["replicas"] == 1
+    assert one(objects, "Deployment", "medssl-mlflow")["spec"]["strategy"] == {"type": "Recreate"}
+    env = {e["name"]: e.get("value") for e in container["env"]}
+    assert "--auth-host=scram-sha-256" in env["POSTGRES_INITDB_ARGS"]
+
+
+def test_the_api_server_is_looked_for_at_private_addresses_alone():
+    for name in ("base", "targets/kind"):  # the others' are to be filled in
+        (rule,) = policy(api.rendered(name), "head-to-api-server")["egress"]
+        for peer in rule["to"]:
+            assert ipaddress.ip_network(peer["ipBlock"]["cidr"]).is_private
+
+
+def test_names_are_asked_of_the_cluster_s_dns_alone(objects):
+    (rule,) = policy(objects, "all-to-dns")["egress"]
+    (peer,) = rule["to"]
+    assert peer["namespaceSelector"] == {
+        "matchLabels": {"kubernetes.io/metadata.name": "kube-system"}
+    }
+    assert {port["port"] for port in rule["ports"]} == {53}
 
 
 def test_workers_come_when_they_are_needed_and_tell_ray_when_they_go(target, objects):
