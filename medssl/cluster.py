@@ -308,7 +308,8 @@ class Cluster:
                 )
 
     def stop(self, name: str) -> None:
-        """Ends a job; its driver is told to, and its trials leave checkpoints."""
+        """Ends a job; its driver is told to first. Trials end with it: at most `checkpoint_s` of
+        what each has done is lost."""
         if self.get(RAY, "RayJob", name) is None:
             raise ValueError(f"no job {name}: `medssl cluster status` lists those there are")
         self.delete(RAY, "RayJob", name)

@@ -383,6 +383,36 @@ def test_stop_ends_one_job_and_says_of_none(config, there, tmp_path):
     assert "no jobs: submit one" in medssl(config, "logs", code=2)
 
 
+def test_a_job_that_is_being_deleted_is_awaited(config, there, tmp_path, monkeypatch):
+    """As the operator holds it, by a finalizer, until it has stopped the driver."""
+    medssl(config, "submit", grid(tmp_path))
+    (first,) = there.jobs()
+
+    def held(by: str) -> bool:
+        change = f'{{"metadata": {{"finalizers": {by}}}}}'
+        asked = "-n", NAMESPACE, "patch", "rayjob", first.name, "--type=merge", f"--patch={change}"
+        return kubectl(config, *asked).returncode == 0
+
+    assert held('["ray.io/rayjob-finalizer"]')
+    told = []
+    thread = threading.Thread(
+        target=lambda: told.append(medssl(config, "submit", grid(tmp_path))), daemon=True
+    )
+    try:
+        there.delete(clusters.RAY, "RayJob", first.name)
+        with monkeypatch.context() as impatient:
+            impatient.setattr(clusters, "AWAY_S", 0.2)
+            assert "is still being deleted" in medssl(config, "submit", grid(tmp_path), code=2)
+        thread.start()
+        time.sleep(2)
+        assert told == []
+    finally:
+        assert held("null")
+    thread.join(30)
+    assert "submitted, 3 cells" in told[0]
+    assert there.jobs()[0].name == first.name
+
+
 def test_somebody_elses_field_is_not_taken(config, there, tmp_path):
     medssl(config, "submit", grid(tmp_path))
     (job,) = there.jobs()
