@@ -48,7 +48,7 @@ RIGHTS = [  # (verb, group, resource) that the verbs of `medssl cluster` need
     ("list", "", "pods"),
     ("get", "", "pods/log"),
     ("list", "", "events"),
-    ("create", "", "pods/portforward"),
+    *((verb, "", "pods/portforward") for verb in ("get", "create")),  # as old and new servers ask
 ]
 STOPPED = [  # kinds that run or cost something by themselves
     (RAY, "RayJob"),

@@ -548,6 +548,8 @@ def somebody(config, monkeypatch):
 def test_the_rights_that_check_asks_for_are_enough_and_what_is_refused_is_no_end(
     config, there, somebody, tmp_path
 ):
+    from kubernetes import client
+
     said = medssl(config, "check", code=1)  # for there is no operator
     assert "you may run sweeps in namespace medssl" in said
     assert "RayCluster medssl: cpu 1 cores" in said
@@ -561,6 +563,10 @@ def test_the_rights_that_check_asks_for_are_enough_and_what_is_refused_is_no_end
     status(config, job.name, jobDeploymentStatus="Initializing", rayClusterName="tiny-abc")
     pod(config, "w-0", {"ray.io/cluster": "tiny-abc"}, **unscheduled("0/3 nodes"))
     assert "waits for a node: 0/3 nodes" in medssl(config, "status")
+    ask = client.CoreV1Api(clusters.Cluster()._api).connect_get_namespaced_pod_portforward
+    with pytest.raises(client.ApiException) as no:  # there is no kubelet, but a right
+        ask("w-0", NAMESPACE, ports="5000")
+    assert no.value.status == 400, no.value
     assert f"job {job.name}: ended" in medssl(config, "stop", "tiny")
     said = medssl(config, "up", KIND, code=2)
     assert "you may not see Namespace medssl" in said
