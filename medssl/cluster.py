@@ -399,9 +399,9 @@ class Cluster:
             raise ValueError(f"nothing is running of {name}: `medssl cluster status` says why")
         pod = pods[-1]["metadata"]["name"]
         with _sentences(self.server, f"read the log of {pod}"):
-            answer = client.CoreV1Api(self._api).read_namespaced_pod_log(
-                pod, self.namespace, tail_lines=tail, follow=follow, _preload_content=False
-            )
+            how = {"tail_lines": tail, "follow": follow, "_preload_content": False}
+            how["_request_timeout"] = None if follow else REQUEST_S  # a node may be out of reach
+            answer = client.CoreV1Api(self._api).read_namespaced_pod_log(pod, self.namespace, **how)
             for line in answer:
                 yield line.decode(errors="replace").rstrip("\n")
 

@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -755,7 +756,8 @@ class Said:
         self.asked, self.text = [], text
 
     def __call__(self, _, pod: str, namespace: str, **how):
-        self.asked.append((pod, namespace, how["tail_lines"], how["follow"]))
+        asked = how["tail_lines"], how["follow"], how["_request_timeout"]
+        self.asked.append((pod, namespace, *asked))
         return iter(self.text.splitlines(keepends=True))
 
 
@@ -776,9 +778,9 @@ def test_logs_are_the_newest_submitter_s_and_status_shows_the_last_line(
         "3 cells",
         "Körper: 2 done, 1 missing",
     ]
-    assert said.asked[-1] == ("again", NAMESPACE, None, True)
+    assert said.asked[-1] == ("again", NAMESPACE, None, True, None)
     assert "    Körper: 2 done, 1 missing\n" in medssl(config, "status")
-    assert said.asked[-1] == ("again", NAMESPACE, 20, False)
+    assert said.asked[-1] == ("again", NAMESPACE, 20, False, clusters.REQUEST_S)
 
 
 def test_status_of_a_file_says_how_far_its_store_is(config, there, tmp_path):
@@ -901,3 +903,11 @@ def test_a_lost_volume_and_a_waiting_init_container_are_seen(there, monkeypatch)
 def test_a_job_that_kuberay_finds_invalid_has_ended():
     assert clusters.Job("j", "s", "ValidationFailed", "").ended
     assert not clusters.Job("j", "s", "Retrying", "FAILED").ended
+
+
+def test_kinds_are_asked_of_the_server_and_of_no_file_in_tmp(config, tmp_path, monkeypatch):
+    """Where everybody could have written them."""
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    clusters.Cluster().get("v1", "Namespace", NAMESPACE)
+    assert list(tmp_path.iterdir()) == []
