@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # planning asks `check`, and should not wait for torch
 
 def build(name: str, image_size: int) -> "nn.Module":
     """The encoder of `name`, "resnet/18-3x3", freshly initialised from torch's global generator."""
-    from medssl.backbones import _one_pixel
+    from medssl.backbones import _few_pixels
 
     built = registry.load("backbones", name).build(name.partition("/")[2], image_size)
-    return _one_pixel.mend(built)
+    return _few_pixels.mend(built)
