@@ -333,6 +333,8 @@ class Cluster:
         return [self._with_pods(_job(body), body) for body in found]
 
     def _with_pods(self, job: Job, body: dict) -> Job:
+        if job.status == "STOPPED":  # in Ray: no rule of KubeRay's speaks of that
+            job.remedies.append(f"its cluster stays until `medssl cluster stop {job.name}`")
         if job.ended:
             return job
         name = (body.get("status") or {}).get("rayClusterName")

@@ -23,6 +23,8 @@ LONGEST = 47  # letters of a RayJob's name that KubeRay takes
 FILES = "/sweep"  # where the head finds the sweep's file
 MOST_BYTES = 900_000  # of the file: a ConfigMap holds one MiB
 RETRIES = 3  # clusters after the first, where the head is lost
+SUBMITTERS = 10  # pods after the first, whose way to the head broke: a job may take weeks
+MANY = 10_000  # nodes of a group: one without a maximum has two thousand million
 READY_S = 1800  # until the head is there
 AGAIN_S = {"SUCCEEDED": 60, "FAILED": 600}  # seconds that a cluster is kept after its job, for logs
 SUBMITTER = {"cpu": "500m", "memory": "512Mi"}
@@ -51,7 +53,8 @@ def groups(shape: dict) -> list[Group]:
         told = group.get("rayStartParams") or {}
         cpu = int(told.get("num-cpus", math.ceil(cores(str(has.get("cpu", "0"))))))
         gpu = float(told.get("num-gpus", has.get("nvidia.com/gpu", 0)))
-        found.append(Group(group["groupName"], cpu, gpu, int(group.get("maxReplicas") or 0)))
+        most = min(int(group.get("maxReplicas") or 0), MANY)
+        found.append(Group(group["groupName"], cpu, gpu, most))
     return found
 
 
@@ -152,6 +155,7 @@ def ray_job(
             "activeDeadlineSeconds": deadline_s,
             "preRunningDeadlineSeconds": READY_S,
             **ending,
+            "submitterConfig": {"backoffLimit": SUBMITTERS},
             "submitterPodTemplate": _submitter(cluster["headGroupSpec"]["template"], of),
             "rayClusterSpec": cluster,
         },
@@ -165,7 +169,7 @@ def _set(of: dict, field: str, entry: dict) -> None:
 
 def _submitter(template: dict, of: dict[str, str]) -> dict:
     """The pod that hands the job over and repeats what its driver says, beside the head and no
-    easier to move: where it is lost thrice, the job is. KubeRay adds the command and the address.
+    easier to move: where it is lost too often, the job is. KubeRay adds command and address.
     """
     pod = template["spec"]
     head = pod["containers"][0]

@@ -102,6 +102,11 @@ def test_a_group_that_may_have_no_nodes_is_none():
         rayjob.fit(sweep(), [])
 
 
+def test_a_group_without_a_maximum_is_not_taken_at_its_word():
+    (found,) = rayjob.groups({"workerGroupSpecs": [group(most=2**31 - 1, limits=HAS)]})
+    assert found.most == rayjob.MANY
+
+
 def test_names_are_kuberays_and_follow_sweep_code_and_file():
     name = rayjob.name("My sweep, of 2026", "0.1.0+abc", "text")
     assert name == rayjob.name("My sweep, of 2026", "0.1.0+abc", "text")
@@ -151,6 +156,7 @@ def test_the_cluster_is_the_shape_and_the_head_gets_the_sweep():
 def test_a_job_is_tried_again_and_leaves_no_cluster():
     spec = job(deadline_s=99)["spec"]
     assert spec["backoffLimit"] == 3
+    assert spec["submitterConfig"] == {"backoffLimit": 10}
     assert spec["activeDeadlineSeconds"] == 99
     assert spec["submissionMode"] == "K8sJobMode"
     assert 600 < spec["preRunningDeadlineSeconds"] <= 3600  # a node must come, and pull 7 GB

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,6 +174,49 @@ def test_a_changed_secret_is_a_changed_password(tracking):
     assert said == ["admin: is there", "medssl: has a new password"]
     assert tracking.ask(LIST, "medssl", "5" * 32) == 200
     assert tracking.make_users().splitlines() == ["admin: is there", "medssl: has a new password"]
+
+
+def logged_in(tracking):
+    """A way to it that gives the password to each request, as a browser does that was told it."""
+
+    def answer(handler):
+        sent = handler.rfile.read(int(handler.headers.get("Content-Length", 0))) or None
+        given = base64.b64encode(f"medssl:{'2' * 32}".encode()).decode()
+        headers = {"Authorization": f"Basic {given}", "Host": "localhost:5000"}
+        headers["Content-Type"] = handler.headers.get("Content-Type", "")
+        address = f"http://127.0.0.1:{tracking.port}{handler.path}"
+        try:
+            got = urllib.request.urlopen(urllib.request.Request(address, sent, headers))
+        except urllib.error.HTTPError as refused:
+            got = refused
+        with got:
+            handler.send_response(got.status)
+            handler.send_header("Content-Type", got.headers.get("Content-Type", ""))
+            handler.end_headers()
+            handler.wfile.write(got.read())
+
+    return served.served(answer)
+
+
+def test_its_pages_open_in_a_browser_and_show_a_run(tracking, tmp_path):
+    if not (chromium := shutil.which("chromium")):
+        pytest.skip("no Chromium here: on Debian, apt-get install chromium")
+    user = "medssl", "2" * 32
+    create, log = "/api/2.0/mlflow/experiments/create", "/api/2.0/mlflow/runs/create"
+    experiment = tracking.ask(create, *user, sent={"name": "looked-at"})["experiment_id"]
+    run = {"experiment_id": experiment, "run_name": "simclr seed 0", "start_time": 1}
+    tracking.ask(log, *user, sent=run)
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}"]
+    quiet += ["--window-size=1300,800", f"--screenshot={tmp_path}/seen.png", "--dump-dom"]
+    with logged_in(tracking) as address:
+        page = f"{address.rpartition('/')[0]}/#/experiments/{experiment}/runs"
+        for _ in range(3):  # a page that is still being drawn on a busy machine
+            command = [chromium, *quiet, "--virtual-time-budget=30000", page]
+            seen = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+            if "simclr seed 0" in seen:
+                break
+    assert "looked-at" in seen
+    assert "simclr seed 0" in seen
 
 
 EPOCHS = 8

@@ -281,6 +281,9 @@ def test_status_follows_a_job_through_its_phases(config, there, tmp_path):
     medssl(config, "status", job.name, "--watch")
     status(config, job.name, jobDeploymentStatus="Complete", jobStatus="FAILED")
     medssl(config, "status", job.name, "--watch", code=1)
+    status(config, job.name, jobDeploymentStatus="Complete", jobStatus="STOPPED")
+    stays = f"its cluster stays until `medssl cluster stop {job.name}`"
+    assert stays in medssl(config, "status", job.name)
 
 
 def test_the_newest_job_is_the_one_that_is_meant(there, monkeypatch):
