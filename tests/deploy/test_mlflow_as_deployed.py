@@ -176,6 +176,28 @@ def test_a_changed_secret_is_a_changed_password(tracking):
     assert tracking.make_users().splitlines() == ["admin: is there", "medssl: has a new password"]
 
 
+def test_the_assistant_runs_no_command_in_the_pod(tracking):
+    assistant = "/ajax-api/3.0/mlflow/assistant/config"
+    assert tracking.ask(assistant) == 401
+    code = """
+import asyncio
+from mlflow.assistant.config import PermissionsConfig
+from mlflow.assistant.providers.tool_executor import execute_tool
+command, all = {"command": "echo from the shell"}, PermissionsConfig(full_access=True)
+print(asyncio.run(execute_tool("Bash", command, permissions=all)))
+"""
+    env = tracking.environment(tracking.server)
+
+    def ran(env: dict[str, str]) -> bool:
+        command = [sys.executable, "-c", code]
+        out = subprocess.run(command, env=env, cwd=tracking.folder, capture_output=True, text=True)
+        return "from the shell" in out.stdout
+
+    assert not ran(env)
+    del env["MLFLOW_ENABLE_ASSISTANT_SANDBOX"]
+    assert ran(env)  # as it would be
+
+
 def logged_in(tracking):
     """A way to it that gives the password to each request, as a browser does that was told it."""
 
