@@ -34,6 +34,20 @@ def bf16(device: torch.device) -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
+# TFLOP/s of dense bfloat16 products, by NVIDIA's data sheets; the first name that fits
+PEAKS = {"B200": 2250, "H200": 989, "H100 PCIe": 756, "H100 NVL": 835, "H100": 989}
+PEAKS |= {"L40S": 362, "A100": 312, "L40": 181, "L4": 121}
+
+
+def peak(device: torch.device) -> float | None:
+    """Operations a second that a device could do at best, where that is known; a CPU's is not."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = [tera * 1e12 for gpu, tera in PEAKS.items() if gpu in name]
+    return known[0] if known else None
+
+
 def autocast(device: torch.device) -> torch.autocast:
     """The context in which encoders and heads run; losses are float32 inside it all the same."""
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16(device))

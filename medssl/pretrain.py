@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medssl import backbones, monitor, optimizers, registry, views, weights
+from medssl import _flops, backbones, monitor, optimizers, registry, views, weights
 from medssl._work import Checkpoint
 from medssl.datasets import Images
-from medssl.device import autocast
+from medssl.device import autocast, peak
 from medssl.methods import SSLMethod
 from medssl.spec import NONE, EncoderSpec
 
@@ -110,6 +110,7 @@ def pretrain(
         if curve:
             report(curve)
 
+    best, operations = peak(device), None  # a second, and in a step
     while step < total:
         started = time.perf_counter()
         epoch, place = divmod(step, per_epoch)
@@ -130,6 +131,8 @@ def pretrain(
                 generator,
             )
         seen.data_s += time.perf_counter() - started
+        if best and operations is None:
+            operations = counted(method, x_views)
 
         with autocast(device):
             loss, logs = method.step(x_views)
@@ -149,6 +152,10 @@ def pretrain(
         if place + 1 == per_epoch:
             each = sum(x.shape[1] == 3 for x in x_views)  # the dice of a mask are no view
             values = seen.read(per_epoch, epoch, per_epoch * batch * each) | {"lr": rate}
+            if operations:
+                values["mfu"] = per_epoch * operations / values["seconds"] / best
+            if device.type == "cuda":
+                values["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
             result.seconds += values["seconds"]
             if monitor.due(epoch + 1, spec.epochs):  # as it is after the last
                 must_be_finite(method.encoder)
@@ -165,6 +172,14 @@ def pretrain(
     made = sum(epoch["views_per_s"] * epoch["seconds"] for epoch in result.curve)
     result.views_per_s = made / result.seconds
     return result
+
+
+def counted(method: SSLMethod, x_views: list[Tensor]) -> float:
+    """Operations of a step; 0 where they cannot be counted, which costs no more than the number."""
+    try:
+        return _flops.of_step(method, x_views)
+    except Exception:  # whatever an operation may do that was not made for shapes alone
+        return 0
 
 
 def spares(encoder: nn.Module) -> bool:

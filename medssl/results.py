@@ -77,6 +77,8 @@ ROW = pa.schema(
         ("collapsed", pa.bool_()),  # its features lay on a line at the end, see monitor.py
         ("pretrain_s", pa.float64()),  # seconds in the training loop, over all attempts
         ("views_per_s", pa.float64()),  # while pretraining; 0 where there was none
+        ("mfu", pa.float64()),  # then, operations a second as a share of what the device could do
+        ("peak_gib", pa.float64()),  # of a GPU's memory, that pretraining held at most
         ("eval_s", pa.float64()),  # of this evaluation, and of features that it was first to need
         ("finished_at", pa.timestamp("us", "UTC")),
     ]

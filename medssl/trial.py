@@ -340,6 +340,7 @@ def _pretrained(
         "collapsed": monitor.collapsed(trained.curve),
         "pretrain_s": trained.seconds,
         "views_per_s": trained.views_per_s,
+        **_of_gpu(trained.curve),
     }
     fitted = {
         "left random": loaded.left_random,
@@ -366,6 +367,14 @@ def _unfinished(spec: EncoderSpec, asked: EncoderSpec) -> str:
     """The checkpoint of an encoder, with what was chosen for it: two searches may choose the same
     at the same time, and neither may delete or put back what the other has."""
     return f"checkpoints/{spec.id}{f'-{asked.id}' * (asked is not spec)}.pt"
+
+
+def _of_gpu(curve: list[dict[str, float]]) -> dict[str, float]:
+    """How well it was used, and how full; of a CPU neither is known."""
+    used = [epoch["mfu"] for epoch in curve if "mfu" in epoch]
+    held = [epoch["peak_gib"] for epoch in curve if "peak_gib" in epoch]
+    found = {"mfu": sum(used) / len(used)} if used else {}
+    return found | ({"peak_gib": max(held)} if held else {})
 
 
 def _checkpoint(name: str, store: Store, here: Here, progress: Progress) -> Checkpoint:

@@ -27,7 +27,7 @@ def render(status: Status) -> Group:
     """A line of counts, the trials that run, and those that failed with their first line."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     axes = varying(status)
-    for column in ("encoder", *axes, "now", "loss", "views/s"):
+    for column in ("encoder", *axes, "now", "loss", "views/s", "of peak"):
         table.add_column(column, overflow="fold")
     before = [t for t in status.parents + status.points if t.state in RUNNING]
     running = before + status.of(*RUNNING)
@@ -39,6 +39,7 @@ def render(status: Status) -> Group:
             _now(trial),
             f"{last['loss']:.3f}" if last else "",
             f"{last['views_per_s']:,.0f}" if last else "",
+            f"{last['mfu']:.0%}" if "mfu" in last else "",
         )
     failed = [
         Text(f"failed {t.spec.id} {t.spec.method} on {t.spec.dataset}: {reason(t)}", style="red")

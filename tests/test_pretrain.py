@@ -14,6 +14,7 @@ from timm.models import VGG
 
 from medssl import pretrain as room
 from medssl import registry, trial
+from medssl._flops import of_step
 from medssl._work import Checkpoint
 from medssl.datasets import Images
 from medssl.evals import _training
@@ -407,6 +408,27 @@ def test_every_optimizer_trains_and_resumes(optimizer, rate):
     assert same(whole.encoder, interrupted(given, images(), 1).encoder)
     other = pretrain(dataclasses.replace(given, weight_decay=0.5), images(), CPU)
     assert not same(whole.encoder, other.encoder)
+
+
+def test_how_well_a_device_is_used_is_in_the_curve_and_changes_nothing(monkeypatch):
+    asked = spec(epochs=2)
+    alone = pretrain(asked, images(), CPU)
+    assert "mfu" not in alone.curve[-1]  # of a CPU it is not known what it could do
+    monkeypatch.setattr("medssl.pretrain.peak", lambda device: 1e9)
+    told = []
+    monkeypatch.setattr(room._flops, "of_step", lambda *a: told.append(of_step(*a)) or told[-1])
+    counted, steps = pretrain(asked, images(), CPU), len(images()) // asked.batch_size
+    assert measured(counted.curve) == measured(alone.curve)
+    assert same(counted.encoder, alone.encoder)
+    (operations,) = told
+    for entry in counted.curve:
+        assert entry["mfu"] == pytest.approx(steps * operations / entry["seconds"] / 1e9)
+
+
+def test_a_step_that_cannot_be_counted_is_trained_all_the_same(monkeypatch):
+    monkeypatch.setattr("medssl.pretrain.peak", lambda device: 1e9)
+    monkeypatch.setattr(room._flops, "of_step", lambda *_: 1 / 0)
+    assert "mfu" not in pretrain(spec(epochs=1), images(), CPU).curve[-1]
 
 
 def test_looks_are_in_the_curve_and_change_nothing(monkeypatch):

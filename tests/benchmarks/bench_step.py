@@ -55,14 +55,17 @@ class Ceiling:
         self.wait()
         start = time.perf_counter()
         for _ in range(steps):
-            with device.autocast(self.where):
-                loss, _ = self.method.step(self.views)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.method.after_update(0.5)
+            self.step(self.views)
         self.wait()
         return time.perf_counter() - start
+
+    def step(self, batch: list[torch.Tensor]) -> None:
+        with device.autocast(self.where):
+            loss, _ = self.method.step(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.method.after_update(0.5)
 
     def wait(self) -> None:
         if self.where.type == "cuda":
