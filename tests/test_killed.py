@@ -13,7 +13,8 @@ from runs import Runs, ended
 from medssl import results
 
 FAULTS = int(os.environ.get("MEDSSL_FAULTS", 28))
-KINDS = "worker", "file", "driver", "node"  # files are read when the next driver starts
+# Files are read when the next driver starts; a driver takes half a minute to be at work again
+KINDS = "worker", "file", "worker", "file", "driver", "node"
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900 + 60 * FAULTS)]
 
