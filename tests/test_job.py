@@ -149,6 +149,7 @@ def until_ended(address: str, env: dict, sweep: str) -> dict[str, str]:
     return found
 
 
+@pytest.mark.long
 def test_medssl_submit_runs_a_sweep_once_however_often_it_is_said(cluster, tmp_path):
     address, env = cluster
     runs = Runs(tmp_path / "a folder", "name='once', method='none', seed=0")

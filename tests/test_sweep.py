@@ -99,6 +99,7 @@ def test_status_and_plan_read_the_store_alone(undisturbed):
     assert "4 encoders, 8 cells, 8 done, 0 missing" in out
 
 
+@pytest.mark.long
 def test_two_parts_at_once_leave_one_table_and_a_second_driver_is_refused(undisturbed, tmp_path):
     runs = Runs(tmp_path, "method='none', seed=range(4)")
     parts = [runs.start("run", "--shard", f"{part}/2") for part in (1, 2)]
@@ -180,6 +181,7 @@ def test_ctrl_c_ends_it_and_the_next_run_goes_on(tmp_path):
     assert runs.store.names("checkpoints", ".pt")
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_the_sweep_goes_on_by_itself(tmp_path):
     runs = Runs(tmp_path, "epochs=6, seed=0")
     process = runs.start()
@@ -189,6 +191,7 @@ def test_a_killed_worker_is_replaced_and_the_sweep_goes_on_by_itself(tmp_path):
     assert results.missing(runs.cells, runs.store) == []
 
 
+@pytest.mark.long
 def test_a_preempted_worker_leaves_a_checkpoint_and_costs_no_retry(tmp_path):
     rare = "epochs=10, seed=0, method=[SIMCLR], resources=Resources(cpu=1, retries=0)"
     runs = Runs(tmp_path, rare)
@@ -205,6 +208,7 @@ def test_a_preempted_worker_leaves_a_checkpoint_and_costs_no_retry(tmp_path):
     assert int(re.search(r"epoch (\d+):", rest)[1]) >= epochs_before >= 1
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_once_too_often_is_named(tmp_path):
     once = "epochs=30, seed=0, resources=Resources(cpu=1, retries=0, checkpoint_s=1)"
     runs = Runs(tmp_path, once)

@@ -5,7 +5,8 @@
 
 SimCLR, one backbone, batch and image size, the same images; each loop runs in turn, several rounds:
 
-    medssl           `pretrain`, as trials call it
+    medssl           `pretrain`, as trials call it: with a look at the encoder after each epoch
+    medssl, bare     its views and its step alone, as the others are measured
     pil, our step    torchvision's transforms of PIL images in a DataLoader on all cores, our step:
                      what differs is the input alone
     pil              the same in float32 on a CPU (autocast on a GPU), NCHW: solo-learn's recipe
@@ -212,6 +213,7 @@ def measure(backbone: str, size: int, batch: int, count: int, where: torch.devic
     pil = loader(images, batch, [pil_pipeline(view, size) for view in views.PRESETS[spec.views]])
     loops: dict[str, Callable[[], float]] = {
         "medssl": lambda: of_medssl(spec, images, where),
+        "medssl, bare": lambda: rate(Ours(spec, images, where), ours.step, where),
         "pil, our step": lambda: rate(pil, ours.step, where),
         "pil": lambda: rate(pil, plain.step, where),
         "medssl, views alone": lambda: rate(Ours(spec, images, where), list, where),
@@ -233,6 +235,12 @@ def measure(backbone: str, size: int, batch: int, count: int, where: torch.devic
         for name, loop in loops.items():
             found[name].append(loop())
     mid = {name: median(rates) for name, rates in found.items()}
+
+    def times(name: str) -> dict[str, float]:
+        alone = "alone" in name
+        others = {k: v for k, v in mid.items() if not k.startswith("medssl")}
+        return {k: round(mid[name] / v, 2) for k, v in others.items() if alone == ("alone" in k)}
+
     return {
         "backbone": backbone,
         "image_size": size,
@@ -241,11 +249,7 @@ def measure(backbone: str, size: int, batch: int, count: int, where: torch.devic
         "preset": spec.views,
         "workers": os.cpu_count(),
         "views_per_s": {name: round(value) for name, value in mid.items()},
-        "medssl_is_times": {
-            name: round(mid["medssl, views alone" if "alone" in name else "medssl"] / value, 2)
-            for name, value in mid.items()
-            if not name.startswith("medssl")
-        },
+        "ratio": {name: times(name) for name in mid if name.startswith("medssl")},
     }
 
 
