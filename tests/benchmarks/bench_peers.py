@@ -17,28 +17,24 @@ SimCLR, one backbone, batch and image size, the same images; each loop runs in t
 Success: 10 times `pil` on a GPU with 8 workers, as fast on 2 cores; faster than lightly and kornia.
 """
 
-import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from statistics import median
 
 import torch
-from bench_step import Ceiling
+from bench_step import Ceiling, record, work
 from bench_views import pil_pipeline
-from here import environment
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medssl import datasets, device, pretrain, views
+from medssl import datasets, pretrain, views
 from medssl._work import Checkpoint
-from medssl.spec import EncoderSpec, Sweep
+from medssl.spec import EncoderSpec
 from medssl.store import Store
 
-RESULTS = Path(__file__).parent / "results"
 ROUNDS, SKIPPED = 3, 2  # batches in which workers start and kernels are chosen
 CASES = {  # backbone, image size, batch, images
     "cpu": [("resnet/18-7x7", 28, 128, 2048)],
@@ -195,20 +191,7 @@ def of_medssl(spec: EncoderSpec, images: datasets.Images, where: torch.device) -
 
 
 def measure(backbone: str, size: int, batch: int, count: int, where: torch.device) -> dict:
-    sweep = Sweep(
-        name="peers",
-        method="simclr",
-        dataset="phantom/cells",
-        backbone=backbone,
-        image_size=size,
-        batch_size=batch,
-        epochs=2,
-        warmup_epochs=1,
-        eval="knn",
-    )
-    spec = sweep.cells()[0].encoder
-    images = datasets.load(spec.dataset, "train", size)
-    images = images.part(torch.arange(count).remainder(len(images)).numpy())
+    spec, images = work("phantom/cells", backbone, size, batch, 2, count)
     ours, plain = Ceiling(spec, images, where), Plain(spec, images, where)
     pil = loader(images, batch, [pil_pipeline(view, size) for view in views.PRESETS[spec.views]])
     loops: dict[str, Callable[[], float]] = {
@@ -253,18 +236,5 @@ def measure(backbone: str, size: int, batch: int, count: int, where: torch.devic
     }
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    where = device.pick(gpu=torch.cuda.is_available())
-    cases = []
-    for case in CASES[where.type]:
-        cases.append(measure(*case, where))
-        print(json.dumps(cases[-1], indent=2), flush=True)
-    result = {"environment": environment(), **device.describe(where), "cases": cases}
-    file = RESULTS / f"peers_{where.type}.json"
-    file.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"wrote {file}")
-
-
 if __name__ == "__main__":
-    main()
+    record("peers", measure, CASES)

@@ -12,9 +12,11 @@ Success: a share of 0.95 on a GPU (batch 256, 64 px), of 0.90 on 2 cores (ResNet
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from here import environment
 
@@ -72,21 +74,18 @@ class Ceiling:
             torch.cuda.synchronize()
 
 
+def work(
+    dataset: str, backbone: str, size: int, batch: int, epochs: int, count: int
+) -> tuple[EncoderSpec, datasets.Images]:
+    """SimCLR on so many images, those that there are again and again."""
+    given = {"backbone": backbone, "image_size": size, "batch_size": batch, "epochs": epochs}
+    asked = Sweep(name="bench", method="simclr", dataset=dataset, eval="knn", **given)
+    images = datasets.load(dataset, "train", size)
+    return asked.cells()[0].encoder, images.part(np.arange(count) % len(images))
+
+
 def measure(backbone: str, size: int, batch: int, where: torch.device) -> dict[str, object]:
-    sweep = Sweep(
-        name="step",
-        method="simclr",
-        dataset="phantom/organs",
-        backbone=backbone,
-        image_size=size,
-        batch_size=batch,
-        epochs=EPOCHS,
-        warmup_epochs=1,
-        eval="knn",
-    )
-    spec = sweep.cells()[0].encoder
-    images = datasets.load(spec.dataset, "train", size)
-    images = images.part(torch.arange(IMAGES[where.type]).remainder(len(images)).numpy())
+    spec, images = work("phantom/organs", backbone, size, batch, EPOCHS, IMAGES[where.type])
     steps = len(images) // batch
     ceiling = Ceiling(spec, images, where)
     ceiling.seconds(3)
@@ -116,17 +115,18 @@ def measure(backbone: str, size: int, batch: int, where: torch.device) -> dict[s
     }
 
 
-def main() -> None:
-    where = device.pick(gpu=torch.cuda.is_available())
-    cases = []
-    for case in CASES[where.type]:
+def record(name: str, measure: Callable[..., dict], all_cases: dict[str, list[tuple]]) -> None:
+    """Measures the cases of the device that is here, and writes its file of results."""
+    torch.manual_seed(0)
+    where, cases = device.pick(gpu=torch.cuda.is_available()), []
+    for case in all_cases[where.type]:
         cases.append(measure(*case, where))
-        print(json.dumps(cases[-1]), flush=True)
+        print(json.dumps(cases[-1], indent=2), flush=True)
     result = {"environment": environment(), **device.describe(where), "cases": cases}
-    file = RESULTS / f"step_{where.type}.json"
+    file = RESULTS / f"{name}_{where.type}.json"
     file.write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {file}")
 
 
 if __name__ == "__main__":
-    main()
+    record("step", measure, CASES)
